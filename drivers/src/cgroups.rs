@@ -1,0 +1,132 @@
+//! Control groups: the limits of workloads and of ResourceLimits, in version 1 and 2 alike.
+//!
+//! # Contract
+//! - The root of the hierarchy is a parameter; only paths below our parent (`/nodelet`) are touched.
+//! - In version 1 a path stands for the same path in each controller's hierarchy.
+//! - Facts: kernel documentation `admin-guide/cgroup-v2.rst` and `admin-guide/cgroup-v1/`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::CgroupPath;
+
+/// What went wrong with a cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the hierarchy could not be read or written.
+    #[error("cgroup {path}: {doing}")]
+    Io {
+        /// Which cgroup.
+        path: String,
+        /// What we were doing: "writing 100 to pids.max".
+        doing: String,
+        /// The error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A limit cannot be expressed on this node.
+    #[error("cgroup {path}: {limit} needs {needs}")]
+    Unsupported {
+        /// Which cgroup.
+        path: String,
+        /// Which limit.
+        limit: &'static str,
+        /// "the memory controller", "cgroup version 2".
+        needs: &'static str,
+    },
+}
+
+/// Version of the hierarchy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Version {
+    V1,
+    V2,
+}
+
+/// Limits of one cgroup; `None` leaves the kernel's default (no limit).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// CPU time per wall time in thousandths of a CPU: 1500 is one and a half.
+    pub cpu_millis: Option<u64>,
+    /// Share of CPU under contention, 1-10000, 100 is usual (`cpu.weight`; `cpu.shares` in v1 by the kubelet's
+    /// and runc's formula).
+    pub cpu_weight: Option<u64>,
+    /// CPUs it may use, in list format: `0-1,3`.
+    pub cpuset: Option<String>,
+    /// Memory in bytes above which it is killed.
+    pub memory_max: Option<u64>,
+    /// Memory in bytes above which it is slowed and reclaimed (v2 only).
+    pub memory_high: Option<u64>,
+    /// Memory in bytes that is kept from reclaim (`memory.low`; soft limit in v1).
+    pub memory_low: Option<u64>,
+    /// Swap in bytes it may use beside `memory_max`.
+    pub swap_max: Option<u64>,
+    /// Number of processes and threads.
+    pub pids_max: Option<u64>,
+    /// Limits per block device.
+    pub io: Vec<IoLimit>,
+}
+
+/// Limits for one block device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct IoLimit {
+    /// Device path such as `/dev/vda`.
+    pub device: String,
+    pub read_bytes_per_second: Option<u64>,
+    pub write_bytes_per_second: Option<u64>,
+    pub read_iops: Option<u64>,
+    pub write_iops: Option<u64>,
+}
+
+/// Use of one cgroup and everything below it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Stat {
+    /// CPU time used, in microseconds.
+    pub cpu_usec: u64,
+    /// Time it was held back by its CPU limit, in microseconds.
+    pub throttled_usec: u64,
+    /// Memory in bytes, page cache included.
+    pub memory_bytes: u64,
+    /// Page cache that could be dropped at once, in bytes (`inactive_file`); memory minus this is the working set.
+    pub inactive_file_bytes: u64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Processes killed for memory.
+    pub oom_kills: u64,
+}
+
+/// The node's cgroups. Calls are a few file operations each and synchronous; see the module's contract.
+pub trait Cgroups: Send + Sync {
+    /// Version of the hierarchy in use.
+    fn version(&self) -> Version;
+
+    /// Our parent, such as `/nodelet`.
+    fn parent(&self) -> &CgroupPath;
+
+    /// Makes the cgroup (and its parents) and sets its limits; a limit that became `None` is lifted.
+    fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error>;
+
+    /// Removes it and all below it; processes in it are killed first (`cgroup.kill`, or one by one in v1). Absence
+    /// is success.
+    fn remove(&self, path: &CgroupPath) -> Result<(), Error>;
+
+    /// All cgroups below our parent, deepest last; in v1 the union over controllers.
+    fn list(&self) -> Result<Vec<CgroupPath>, Error>;
+
+    /// Its use; `None` when it does not exist.
+    fn stat(&self, path: &CgroupPath) -> Result<Option<Stat>, Error>;
+
+    /// Pids of the processes in it and below it.
+    fn pids(&self, path: &CgroupPath) -> Result<Vec<u32>, Error>;
+}
+
+/// The version mounted at `root` (usually `/sys/fs/cgroup`): v2 if the controllers are there, else v1.
+pub fn detect(root: &Path) -> Version {
+    match std::fs::read_to_string(root.join("cgroup.controllers")) {
+        Ok(controllers) if !controllers.trim().is_empty() => Version::V2,
+        _ => Version::V1,
+    }
+}

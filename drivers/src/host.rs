@@ -1,0 +1,1 @@
+//! Facts about the node: kernel, memory, CPUs, boot id, addresses.

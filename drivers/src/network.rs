@@ -1,0 +1,251 @@
+//! Networks of the node, the attachments of sandboxes to them, and published ports.
+//!
+//! # Contract
+//! - Only links with our prefix (`nl` + hash) and the nftables tables `nodelet` are touched.
+//! - Address assignments are recorded in `<runDir>/network/` before an address is used and freed after its link is
+//!   gone; after a crash [`Networks::list_attachments`] shows what is left.
+//! - All calls use netlink; no program is run.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::ids::{IfName, NetworkKey, SandboxId};
+
+/// What went wrong in the network.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A netlink request was refused.
+    #[error("{doing}")]
+    Netlink {
+        /// What we were doing, with the link or address.
+        doing: String,
+        /// The kernel's answer.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file or namespace could not be opened.
+    #[error("{doing}")]
+    Io {
+        /// What we were doing, with the path.
+        doing: String,
+        /// The error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No address is left.
+    #[error("network {network}: no free address in {subnet}: {used} of {total} are used")]
+    Exhausted {
+        /// The network.
+        network: NetworkKey,
+        /// Its subnet.
+        subnet: IpNet,
+        /// Addresses in use.
+        used: u64,
+        /// Addresses that can be given.
+        total: u64,
+    },
+    /// The address asked for belongs to somebody else, or is not in the network.
+    #[error("network {network}: address {address} {reason}")]
+    Address {
+        /// The network.
+        network: NetworkKey,
+        /// The address.
+        address: IpAddr,
+        /// "is used by sandbox x", "is not in 10.0.0.0/24", …
+        reason: String,
+    },
+    /// The subnet collides with something on the node.
+    #[error("network {network}: subnet {subnet} overlaps {other}")]
+    Overlap {
+        /// The network.
+        network: NetworkKey,
+        /// Its subnet.
+        subnet: IpNet,
+        /// "route 10.0.0.0/8 on eth0", "network default/back".
+        other: String,
+    },
+    /// A published port is taken.
+    #[error("port {protocol:?} {host_ip}:{host_port} is taken by {owner}")]
+    PortTaken {
+        /// Address asked for; unspecified = all.
+        host_ip: IpAddr,
+        /// Port asked for.
+        host_port: u16,
+        /// Protocol.
+        protocol: Protocol,
+        /// "sandbox x" or "a listener on the node".
+        owner: String,
+    },
+    /// The network is not there.
+    #[error("network {0} does not exist")]
+    NotFound(NetworkKey),
+    /// Not possible on this node or with this driver.
+    #[error("network {network}: {message}")]
+    Unsupported {
+        /// The network.
+        network: NetworkKey,
+        /// What and what to do.
+        message: String,
+    },
+}
+
+/// What a network should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    /// Its key; the bridge's name is derived from it, see [`bridge_name`].
+    pub key: NetworkKey,
+    /// How it is made.
+    pub driver: Driver,
+    /// Its subnets, at most one of each family. Never empty: the caller has chosen one.
+    pub subnets: Vec<Subnet>,
+    /// No way out of the node.
+    pub internal: bool,
+    /// No traffic to or from other networks of ours.
+    pub isolated: bool,
+    /// MTU of its links; `None`: 1500.
+    pub mtu: Option<u32>,
+}
+
+/// How a network is made. (`host` and `none` need no driver.)
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Driver {
+    /// A Linux bridge on the node with the gateway address on it.
+    Bridge,
+}
+
+/// A subnet of a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// The subnet.
+    pub cidr: IpNet,
+    /// The node's own address in it; `None`: the first one.
+    pub gateway: Option<IpAddr>,
+    /// First and last address to give; `None`: all but network, broadcast and gateway.
+    pub range: Option<(IpAddr, IpAddr)>,
+}
+
+/// A network that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Network {
+    /// What it was made from.
+    pub spec: NetworkSpec,
+    /// The bridge.
+    pub link: IfName,
+    /// Bridge, addresses and rules are all in place. `false`: `ensure_network` repairs it.
+    pub complete: bool,
+}
+
+/// A wish to attach a sandbox to a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachSpec {
+    /// The network.
+    pub network: NetworkKey,
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// Its pinned network namespace.
+    pub netns: PathBuf,
+    /// Name of the link inside: `eth0`, `eth1`, ….
+    pub ifname: IfName,
+    /// Wanted addresses; for a family without one, a free one is taken (the one it had before, if it is free).
+    pub addresses: Vec<IpAddr>,
+    /// Whether the default route goes through this network.
+    pub default_route: bool,
+}
+
+/// A sandbox's place in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// What it was made from.
+    pub spec: AttachSpec,
+    /// Addresses inside.
+    pub addresses: Vec<IpNet>,
+    /// MAC address of the link inside, `aa:bb:…`.
+    pub mac: String,
+    /// The link on the node's side.
+    pub host_link: IfName,
+    /// Both ends, the address and the bridge port are in place. `false`: `attach` repairs it in place.
+    pub complete: bool,
+}
+
+/// Transport protocol of a published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// A port of the node that leads to a port of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PublishedPort {
+    /// Address on the node; `None`: all of them.
+    pub host_ip: Option<IpAddr>,
+    /// Port on the node.
+    pub host_port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Address of the sandbox.
+    pub target_ip: IpAddr,
+    /// Port in the sandbox.
+    pub target_port: u16,
+}
+
+/// The kernel's state of something of ours changed by another hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkEvent {
+    /// A link of ours (bridge or host end) changed or went.
+    Link(IfName),
+    /// Our nftables table changed or went.
+    Table,
+    /// Events may have been missed: look at everything.
+    Resync,
+}
+
+/// The node's networks. See the module's contract.
+#[async_trait]
+pub trait Networks: Send + Sync {
+    /// All networks of ours.
+    async fn list_networks(&self) -> Result<Vec<Network>, Error>;
+
+    /// Makes or repairs it: bridge, gateway addresses, forwarding, masquerading, isolation.
+    async fn ensure_network(&self, spec: &NetworkSpec) -> Result<Network, Error>;
+
+    /// Removes bridge and rules; the caller has detached everybody. Absence is success.
+    async fn remove_network(&self, key: &NetworkKey) -> Result<(), Error>;
+
+    /// A free private /24 (10.89.x.0/24 upwards) that overlaps no route of the node and no network of ours.
+    async fn free_subnet(&self) -> Result<IpNet, Error>;
+
+    /// All attachments on record, also those whose kernel objects are gone.
+    async fn list_attachments(&self) -> Result<Vec<Attachment>, Error>;
+
+    /// Makes or repairs it; an existing one keeps its addresses.
+    async fn attach(&self, spec: &AttachSpec) -> Result<Attachment, Error>;
+
+    /// Removes one attachment and frees its addresses; absence is success.
+    async fn detach(&self, sandbox: &SandboxId, network: &NetworkKey) -> Result<(), Error>;
+
+    /// Removes all attachments and published ports of the sandbox; absence is success.
+    async fn detach_all(&self, sandbox: &SandboxId) -> Result<(), Error>;
+
+    /// Makes the sandbox's published ports exactly these; all or nothing.
+    async fn set_ports(&self, sandbox: &SandboxId, ports: &[PublishedPort]) -> Result<(), Error>;
+
+    /// All published ports on record, with their owner, and whether they are in the kernel's map.
+    async fn list_ports(&self) -> Result<Vec<(SandboxId, PublishedPort, bool)>, Error>;
+
+    /// Puts back everything of ours that should be in nftables and is not. Cheap when nothing is missing.
+    async fn repair_rules(&self) -> Result<bool, Error>;
+
+    /// Removes all rules of ours from nftables if no network is left, so that nothing stays behind.
+    async fn remove_rules(&self) -> Result<(), Error>;
+
+    /// Hints from the kernel from now on, beginning with [`NetworkEvent::Resync`].
+    fn events(&self) -> mpsc::Receiver<NetworkEvent>;
+}

@@ -1,0 +1,139 @@
+//! The sandbox of a workload: network, IPC and UTS namespaces pinned without a process, its shared memory, and the
+//! files every container of it sees (`/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`).
+//!
+//! # Contract
+//! - Everything of sandbox `<id>` lies below `<runDir>/sandboxes/<id>/`; `sandbox.json` is written there before
+//!   anything is acquired and removed after everything is freed.
+//! - A sandbox survives the agent and is found again by [`Sandboxes::list`]; it does not survive a reboot.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::SandboxId;
+
+/// What went wrong with a sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A kernel call failed.
+    #[error("sandbox {id}: {doing}")]
+    Kernel {
+        /// Which sandbox.
+        id: SandboxId,
+        /// What we were doing, with the path.
+        doing: String,
+        /// The error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The state file cannot be used.
+    #[error("sandbox {id}: reading {path}")]
+    State {
+        /// Which sandbox.
+        id: SandboxId,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// What a sandbox should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Its id.
+    pub id: SandboxId,
+    /// Caller's labels, kept as they are: owner uid, namespace, name, generation.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Host name of the UTS namespace.
+    pub hostname: String,
+    /// The network namespace.
+    pub net: NetNamespace,
+    /// Share the node's IPC namespace instead of an own one.
+    pub host_ipc: bool,
+    /// Share the node's UTS namespace (with `net: Host`, as Kubernetes does).
+    pub host_uts: bool,
+    /// Size of the /dev/shm that its containers share, in bytes (64 MiB is usual).
+    pub shm_size: u64,
+    /// `net.*` and `kernel.shm*` parameters set in its namespaces before any container starts.
+    pub sysctls: std::collections::BTreeMap<String, String>,
+}
+
+/// The network namespace of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetNamespace {
+    /// A new one with `lo` up.
+    New,
+    /// The node's.
+    Host,
+    /// Another sandbox's.
+    Of(SandboxId),
+}
+
+/// A sandbox that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Sandbox {
+    /// What it was made from.
+    pub spec: SandboxSpec,
+    /// Everything is in place; `false`: half made or damaged, call `ensure_sandbox` or `remove_sandbox`.
+    pub complete: bool,
+    /// Pinned network namespace; `None` with the node's.
+    pub netns: Option<PathBuf>,
+    /// Pinned IPC namespace; `None` with the node's.
+    pub ipcns: Option<PathBuf>,
+    /// Pinned UTS namespace; `None` with the node's.
+    pub utsns: Option<PathBuf>,
+    /// The tmpfs for /dev/shm; `None` with the node's IPC.
+    pub shm: Option<PathBuf>,
+}
+
+/// The files a sandbox gives to its containers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcFiles {
+    /// Lines of `/etc/hosts` after the localhost ones.
+    pub hosts: Vec<(IpAddr, Vec<String>)>,
+    /// `nameserver` lines; empty copies the node's resolv.conf (systemd-resolved's real file, not 127.0.0.53).
+    pub nameservers: Vec<IpAddr>,
+    /// `search` domains.
+    pub searches: Vec<String>,
+    /// `options`, such as `ndots:2`.
+    pub options: Vec<String>,
+}
+
+/// Paths of the written files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EtcPaths {
+    /// To be mounted at `/etc/hosts`.
+    pub hosts: PathBuf,
+    /// To be mounted at `/etc/hostname`.
+    pub hostname: PathBuf,
+    /// To be mounted at `/etc/resolv.conf`.
+    pub resolv_conf: PathBuf,
+}
+
+/// The node's sandboxes. See the module's contract.
+#[async_trait]
+pub trait Sandboxes: Send + Sync {
+    /// All sandboxes, half-made ones included.
+    async fn list(&self) -> Result<Vec<Sandbox>, Error>;
+
+    /// Makes or completes it. An existing one with another spec is an error of the caller: remove it first.
+    async fn ensure(&self, spec: &SandboxSpec) -> Result<Sandbox, Error>;
+
+    /// Writes the files in place (same inode, so running containers see the change).
+    async fn write_etc(&self, id: &SandboxId, files: &EtcFiles) -> Result<EtcPaths, Error>;
+
+    /// Unmounts and removes everything of it; absence is success.
+    async fn remove(&self, id: &SandboxId) -> Result<(), Error>;
+
+    /// The directory of the sandbox, for other things that live and die with it (emptyDirs, secrets).
+    fn dir(&self, id: &SandboxId) -> PathBuf;
+}
+
+/// `<run_dir>/sandboxes/<id>`.
+pub fn sandbox_dir(run_dir: &Path, id: &SandboxId) -> PathBuf {
+    run_dir.join("sandboxes").join(id.as_str())
+}
