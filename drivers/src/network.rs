@@ -225,6 +225,12 @@ pub trait Networks: Send + Sync {
     /// All attachments on record, also those whose kernel objects are gone.
     async fn list_attachments(&self) -> Result<Vec<Attachment>, Error>;
 
+    /// The attachments of one sandbox, checked against the kernel.
+    async fn attachments_of(&self, sandbox: &SandboxId) -> Result<Vec<Attachment>, Error>;
+
+    /// The published ports on record of one sandbox, and whether each is in the kernel's map.
+    async fn ports_of(&self, sandbox: &SandboxId) -> Result<Vec<(PublishedPort, bool)>, Error>;
+
     /// Makes or repairs it; an existing one keeps its addresses.
     async fn attach(&self, spec: &AttachSpec) -> Result<Attachment, Error>;
 

@@ -241,6 +241,8 @@ pub struct Container {
     pub image: String,
     /// When the record was made.
     pub created_at: SystemTime,
+    /// The limits it has now: those of its specification, or of the last [`Runtime::update_limits`].
+    pub limits: Limits,
     /// What its task does.
     pub state: TaskState,
 }
@@ -355,7 +357,7 @@ pub trait Runtime: Send + Sync {
     /// Kills what is left of it, then removes task, snapshot and record, each step tolerating absence.
     async fn remove(&self, id: &ContainerId) -> Result<(), Error>;
 
-    /// Changes the limits of the running container, without a restart.
+    /// Changes the limits of the running container, without a restart, and records them with it.
     async fn update_limits(&self, id: &ContainerId, limits: &Limits) -> Result<(), Error>;
 
     /// Runs a program in the container and waits for it.

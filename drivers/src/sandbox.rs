@@ -120,6 +120,9 @@ pub trait Sandboxes: Send + Sync {
     /// All sandboxes, half-made ones included.
     async fn list(&self) -> Result<Vec<Sandbox>, Error>;
 
+    /// One sandbox, checked against the kernel; `None` when there is no trace of it.
+    async fn get(&self, id: &SandboxId) -> Result<Option<Sandbox>, Error>;
+
     /// Makes or completes it. An existing one with another spec is an error of the caller: remove it first.
     async fn ensure(&self, spec: &SandboxSpec) -> Result<Sandbox, Error>;
 
