@@ -7,6 +7,7 @@
 //! `list_x` reads everything of ours and nothing else.
 
 pub mod cgroups;
+pub mod containerd;
 pub mod host;
 pub mod ids;
 pub mod images;
