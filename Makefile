@@ -1,0 +1,65 @@
+# The menu of developer commands: `make help`. CI runs the same ones.
+# Everything that starts containers needs root; each such node lives in namespaces of its own.
+
+SHELL := /bin/bash -o pipefail
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+SCRIPTS := .ci/run $(filter-out tests/bin/check-licences,$(wildcard tests/bin/*))
+HELM = $(shell tests/bin/fetch-helm)
+LOGGER_TARGET := $(shell uname -m)-unknown-linux-gnu
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check e2e bench crds image images build logger deps clean
+
+help: ## this menu
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: deps build images ## run the example shop on a containerd of its own, show it, remove it: about a minute after the build
+	cargo run -q -p nodelet-tests --bin demo
+
+test: deps build images ## all tests: unit, integration, and end to end on containerd 1.6 and 2.x
+	tests/bin/fetch-containerd || [ $$? = 3 ]
+	cargo nextest run --workspace --no-fail-fast
+
+e2e: deps build images ## only the end-to-end tests; FILTER=name picks some
+	tests/bin/fetch-containerd || [ $$? = 3 ]
+	cargo nextest run -p nodelet-tests --no-fail-fast $(FILTER)
+
+check: deps ## format, lints, docs, licences, generated files, chart, scripts
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked -q
+	tests/bin/check-licences
+	$(MAKE) crds && git diff --exit-code --stat -- crds charts/nodelet/crds docs
+	$(HELM) lint --strict charts/nodelet
+	$(HELM) template nodelet charts/nodelet --include-crds >/dev/null
+	shellcheck $(SCRIPTS)
+	tests/bin/check-text
+
+bench: deps build images ## measure against ctr, podman and docker on this machine; writes docs/benchmarks.md
+	cargo build --release -p nodelet
+	cargo run --release -p nodelet-bench
+
+crds: build ## regenerate the CRD YAML, the chart's copy and the reference page
+	$(TARGET)/debug/nodelet crds --directory crds/yaml
+	rm -rf charts/nodelet/crds && cp -r crds/yaml charts/nodelet/crds
+
+image: logger ## the agent's image, an OCI archive in .cache/nodelet-image.tar, without a Docker daemon
+	cargo build --release -p nodelet
+	cargo run -q -p nodelet-tests --bin images -- agent --nodelet $(TARGET)/release/nodelet \
+	    --logger $(TARGET)/$(LOGGER_TARGET)/logger/nodelet-logger --output .cache/nodelet-image.tar
+
+images: ## the test images, built from this machine's packages into .cache/images
+	cargo run -q -p nodelet-tests --bin images -- test
+
+build: ## the agent and its logger, for development
+	cargo build -p nodelet -p nodelet-logger
+
+logger: ## the logger as shipped: static and small
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build -p nodelet-logger --profile logger --target $(LOGGER_TARGET)
+
+deps: ## install what is missing (Debian, Ubuntu), saying what and why
+	@tests/bin/install-deps
+
+clean: ## remove everything built and cached
+	cargo clean
+	rm -rf .cache
