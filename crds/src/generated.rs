@@ -1,0 +1,69 @@
+//! The CRDs, as the API server serves them and as YAML.
+//!
+//! The schemas that kube derives are tidied in one place: `nullable` is dropped (a field is there or not, null has no
+//! meaning of its own), and the formats of Rust's unsigned numbers, which Kubernetes does not know, become bounds.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
+use kube::CustomResourceExt;
+
+use crate::{Image, Network, NodeState, ResourceLimit, Volume, Workload};
+
+/// The CRDs of all kinds, in the order in which a reader meets them.
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    let mut crds =
+        vec![Image::crd(), Volume::crd(), Network::crd(), ResourceLimit::crd(), Workload::crd(), NodeState::crd()];
+    for crd in &mut crds {
+        for version in &mut crd.spec.versions {
+            if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+                tidy(schema);
+            }
+        }
+    }
+    crds
+}
+
+/// The CRDs of all kinds as one YAML stream, ready for `kubectl apply -f -`.
+pub fn crds_yaml() -> String {
+    crds().iter().map(|crd| format!("---\n{}", crd_yaml(crd))).collect()
+}
+
+/// One CRD as YAML.
+pub(crate) fn crd_yaml(crd: &CustomResourceDefinition) -> String {
+    serde_saphyr::to_string(crd).expect("a CRD is made of strings, numbers, lists and maps with string keys only")
+}
+
+fn tidy(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    let most = match schema.format.as_deref() {
+        Some("uint8") => Some(f64::from(u8::MAX)),
+        Some("uint16") => Some(f64::from(u16::MAX)),
+        Some("uint32") => Some(f64::from(u32::MAX)),
+        Some("uint" | "uint64") => None,
+        _ => {
+            tidy_children(schema);
+            return;
+        }
+    };
+    schema.format = Some("int64".to_owned());
+    schema.minimum = schema.minimum.or(Some(0.0));
+    schema.maximum = schema.maximum.or(most);
+}
+
+fn tidy_children(schema: &mut JSONSchemaProps) {
+    for property in schema.properties.iter_mut().flat_map(|properties| properties.values_mut()) {
+        tidy(property);
+    }
+    match &mut schema.items {
+        Some(JSONSchemaPropsOrArray::Schema(items)) => tidy(items),
+        Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(tidy),
+        None => {}
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
+        tidy(values);
+    }
+}
+
+#[cfg(test)]
+mod tests;

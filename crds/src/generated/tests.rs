@@ -1,0 +1,6 @@
+use super::*;
+
+#[test]
+fn print() {
+    println!("{}", crds_yaml());
+}
