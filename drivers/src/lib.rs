@@ -15,4 +15,6 @@ pub mod logs;
 pub mod network;
 pub mod runtime;
 pub mod sandbox;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod volumes;
