@@ -7,6 +7,11 @@
 //! - Half-made content is protected by a lease until it is referenced, and given free by [`Images::remove`] or
 //!   [`crate::runtime::Runtime::sweep`].
 
+pub mod config;
+pub mod manifest;
+pub mod platform;
+pub mod stored;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
