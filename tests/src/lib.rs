@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 pub mod containerd;
 pub mod images;
 pub mod namespaces;
+pub mod node;
 pub mod wait;
 
 /// The directory for what is slow to make and may be thrown away: `.cache` of the source tree.

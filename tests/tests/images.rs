@@ -5,6 +5,7 @@ use std::time::Duration;
 use nodelet_tests::containerd::{Containerd, Registry, Release};
 use nodelet_tests::images::catalog;
 use nodelet_tests::namespaces::Namespaces;
+use nodelet_tests::node::inventory::Cgroups;
 use nodelet_tests::wait::until;
 
 #[test]
@@ -13,6 +14,8 @@ fn every_image_runs_under_plain_containerd() -> anyhow::Result<()> {
     for release in [Release::System, Release::V2] {
         let Some(programs) = release.programs() else { continue };
         let scratch = tempfile::tempdir()?;
+        let cgroups = Cgroups::named(&format!("images-{release:?}"));
+        let cgroup = cgroups.parent();
         let node = Namespaces::new(scratch.path())?;
         let containerd = Containerd::start(&node, &programs, &scratch.path().join("containerd.log"))?;
         let _registry = Registry::start(&node, &built.registry, &scratch.path().join("registry.log"))?;
@@ -26,7 +29,7 @@ fn every_image_runs_under_plain_containerd() -> anyhow::Result<()> {
         ] {
             let run = format!(
                 "set -e; {ctr} image pull --plain-http localhost:5000/{image}:1 >/dev/null; \
-                 {ctr} run -d --net-host {data} localhost:5000/{image}:1 c"
+                 {ctr} run -d --cgroup {cgroup}/c --net-host {data} localhost:5000/{image}:1 c"
             );
             node.run(["sh", "-c", &run])?;
             until(Duration::from_secs(20), image, || Ok(node.run(["sh", "-c", proof]).ok()))?;
@@ -38,7 +41,7 @@ fn every_image_runs_under_plain_containerd() -> anyhow::Result<()> {
         }
         let crash = format!(
             "{ctr} image pull --plain-http localhost:5000/test/crashes:1 >/dev/null; \
-             {ctr} run --rm localhost:5000/test/crashes:1 c; test $? = 3"
+             {ctr} run --rm --cgroup {cgroup}/c localhost:5000/test/crashes:1 c; test $? = 3"
         );
         node.run(["sh", "-c", &crash])?;
     }
