@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// Which nodes an object concerns, by their labels. Empty selects every node.
@@ -191,6 +191,50 @@ pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
 pub fn now() -> Time {
     let now = k8s_openapi::jiff::Timestamp::now();
     Time(k8s_openapi::jiff::Timestamp::from_second(now.as_second()).unwrap_or(now))
+}
+
+/// The schema of a list of [`Condition`]: the fields of metav1, merged by type.
+pub(crate) fn conditions_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+        "items": {
+            "type": "object",
+            "description": "One aspect of the object's state.",
+            "required": ["type", "status", "lastTransitionTime", "reason", "message"],
+            "properties": {
+                "type": { "type": "string", "description": "What it is about, in CamelCase.", "maxLength": 316 },
+                "status": {
+                    "type": "string",
+                    "description": "`True`, `False` or `Unknown`.",
+                    "enum": ["True", "False", "Unknown"],
+                },
+                "observedGeneration": {
+                    "type": "integer",
+                    "format": "int64",
+                    "minimum": 0,
+                    "description": "The generation of the spec that it is about.",
+                },
+                "lastTransitionTime": {
+                    "type": "string",
+                    "format": "date-time",
+                    "description": "When the status changed last.",
+                },
+                "reason": {
+                    "type": "string",
+                    "description": "Why, as one word for programs.",
+                    "minLength": 1,
+                    "maxLength": 1024,
+                },
+                "message": {
+                    "type": "string",
+                    "description": "Why, as a sentence for people.",
+                    "maxLength": 32768,
+                },
+            },
+        },
+    })
 }
 
 pub(crate) fn yes() -> bool {

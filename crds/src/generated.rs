@@ -1,12 +1,14 @@
 //! The CRDs, as the API server serves them and as YAML.
 //!
 //! The schemas that kube derives are tidied in one place: `nullable` is dropped (a field is there or not, null has no
-//! meaning of its own), and the formats of Rust's unsigned numbers, which Kubernetes does not know, become bounds.
+//! meaning of its own), the formats of Rust's unsigned numbers, which Kubernetes does not know, become bounds, and the
+//! line breaks of doc comments go.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 use kube::CustomResourceExt;
+use serde_json::Value;
 
 use crate::{Image, Network, NodeState, ResourceLimit, Volume, Workload};
 
@@ -31,11 +33,34 @@ pub fn crds_yaml() -> String {
 
 /// One CRD as YAML.
 pub(crate) fn crd_yaml(crd: &CustomResourceDefinition) -> String {
-    serde_saphyr::to_string(crd).expect("a CRD is made of strings, numbers, lists and maps with string keys only")
+    let mut crd =
+        serde_json::to_value(crd).expect("a CRD is made of strings, numbers, lists and maps with string keys");
+    whole_numbers(&mut crd);
+    // Every string on one line: readers differ in how they fold block scalars, and a diff shows one line per change.
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(&crd, options).expect("what has a JSON form has a YAML form")
+}
+
+/// Writes `1.0` as `1`: the schema's bounds are floating-point numbers in Rust, and whole ones in fact.
+fn whole_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) => {
+            let whole = number.as_f64().filter(|n| number.is_f64() && n.fract() == 0.0 && n.abs() < 9e15);
+            if let Some(whole) = whole {
+                *value = Value::from(whole as i64);
+            }
+        }
+        Value::Array(entries) => entries.iter_mut().for_each(whole_numbers),
+        Value::Object(fields) => fields.values_mut().for_each(whole_numbers),
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
 }
 
 fn tidy(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
+    if let Some(description) = &mut schema.description {
+        *description = one_line_per_paragraph(description);
+    }
     let most = match schema.format.as_deref() {
         Some("uint8") => Some(f64::from(u8::MAX)),
         Some("uint16") => Some(f64::from(u16::MAX)),
@@ -65,5 +90,11 @@ fn tidy_children(schema: &mut JSONSchemaProps) {
     }
 }
 
+fn one_line_per_paragraph(text: &str) -> String {
+    text.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect::<Vec<_>>().join("\n\n")
+}
+
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod tests;

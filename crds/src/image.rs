@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::common::{Condition, NodeSelector, SecretReference};
+use crate::common::{Condition, NodeSelector, SecretReference, conditions_schema};
 
 /// An image that shall be on the selected nodes.
 ///
@@ -187,6 +187,6 @@ pub struct ImageStatus {
     pub digest: Option<String>,
     /// `Ready`: every selected node has the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
 }

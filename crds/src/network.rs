@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::common::{Condition, NodeSelector, yes};
+use crate::common::{Condition, NodeSelector, conditions_schema, yes};
 
 /// A network that exists on each selected node.
 ///
@@ -76,7 +76,8 @@ pub struct NetworkSpec {
     pub parent: Option<String>,
     /// How the driver forwards. macvlan: `bridge` (default), `private`, `vepa`, `passthru`; ipvlan: `l2` (default),
     /// `l3`, `l3s`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "NetworkMode")]
     pub mode: Option<NetworkMode>,
     /// No way out of the node, and no way in through published ports.
     #[serde(default)]
@@ -245,6 +246,6 @@ pub struct NetworkStatus {
     pub failed_nodes: u32,
     /// `Ready`: every selected node has the network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
 }

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    common::{Condition, Time},
+    common::{Condition, Time, conditions_schema},
     network::Subnet,
     quantity::Quantity,
     resource_limit::ResourceUsage,
@@ -106,7 +106,8 @@ pub struct NodeStateStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub versions: Option<NodeVersions>,
     /// Which cgroup hierarchy limits are set in: `v1`, `v2`, or `hybrid` (controllers in v1 beside an empty v2).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "CgroupMode")]
     pub cgroup_mode: Option<CgroupMode>,
     /// How the node is reached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -120,7 +121,7 @@ pub struct NodeStateStatus {
     pub boot_id: Option<String>,
     /// `Ready`, `MemoryPressure`, `DiskPressure`, `ContainerdReady`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
     /// This node's part of every Image that selects it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

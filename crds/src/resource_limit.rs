@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    common::{Condition, NodeSelector},
+    common::{Condition, NodeSelector, conditions_schema},
     quantity::Quantity,
 };
 
@@ -163,7 +163,7 @@ pub struct ResourceLimitStatus {
     pub throttled_seconds: f64,
     /// `Ready`: the limits are in force on every selected node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
 }
 

@@ -4,7 +4,11 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{common::Condition, quantity::Quantity, workload::volume_source::HostPathVolumeSource};
+use crate::{
+    common::{Condition, conditions_schema},
+    quantity::Quantity,
+    workload::volume_source::HostPathVolumeSource,
+};
 
 /// Storage on one node, with exactly one source.
 ///
@@ -266,10 +270,10 @@ pub enum ReclaimPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeOwner {
-    /// User id. Default: 0.
+    /// User id.
     #[serde(default)]
     pub uid: u32,
-    /// Group id. Default: 0.
+    /// Group id.
     #[serde(default)]
     pub gid: u32,
     /// Permission bits in octal, as a string. Default: `"0755"`.
@@ -310,7 +314,8 @@ pub struct VolumeStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
     /// Pending, Ready, InUse or Failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "VolumePhase")]
     pub phase: Option<VolumePhase>,
     /// Where the data is on the node.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -327,6 +332,6 @@ pub struct VolumeStatus {
     pub used_by: Vec<String>,
     /// `Ready`: the volume can be used.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
 }

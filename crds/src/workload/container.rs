@@ -108,7 +108,8 @@ pub struct Container {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logging: Option<Logging>,
     /// Only in `initContainers`: `Always` makes a sidecar, which is not waited for and runs as long as the Workload.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "ContainerRestartPolicy")]
     pub restart_policy: Option<ContainerRestartPolicy>,
 }
 
@@ -426,7 +427,8 @@ pub struct VolumeMount {
     #[serde(default)]
     pub read_only: bool,
     /// Whether mounts made later are seen on the other side: `None` (default), `HostToContainer`, `Bidirectional`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "MountPropagation")]
     pub mount_propagation: Option<MountPropagation>,
 }
 

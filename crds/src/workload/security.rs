@@ -49,7 +49,8 @@ pub struct SecurityContext {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app_armor_profile: Option<SecurityProfile>,
     /// `Default` masks the dangerous parts of `/proc`, `Unmasked` shows them.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "ProcMount")]
     pub proc_mount: Option<ProcMount>,
 }
 

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::common::{Condition, Time};
+use crate::common::{Condition, Time, conditions_schema};
 
 /// What became of a Workload.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -13,14 +13,15 @@ pub struct WorkloadStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Pending, Running, Succeeded, Failed or Stopped.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "WorkloadPhase")]
     pub phase: Option<WorkloadPhase>,
     /// The node it runs on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
     /// `Ready`, `Initialized`, `ImagesReady`, `VolumesReady`, `NetworksReady`, `Progressing`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
     /// Its addresses, in the order of `spec.networks`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

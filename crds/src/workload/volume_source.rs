@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::container::{ObjectFieldSelector, ResourceFieldSelector};
 use crate::{image::PullPolicy, quantity::Quantity};
 
+/// Elements that are neither empty nor `.` or `..`, joined by slashes.
+const RELATIVE_PATH: &str = r"^([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+)(/([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+))*$";
+
 /// Something that containers of the Workload can mount by name. Exactly one source.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -206,7 +209,7 @@ pub struct KeyToPath {
     /// The file, relative to the mount; without `..`.
     #[schemars(
         length(min = 1, max = 4096),
-        regex(pattern = r"^([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+)(/([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+))*$")
+        regex(pattern = RELATIVE_PATH)
     )]
     pub path: String,
     /// Permission bits of the file.
@@ -289,7 +292,7 @@ pub struct DownwardApiVolumeSource {
 #[x_kube(validation = ("has(self.fieldRef) != has(self.resourceFieldRef)", "exactly one of fieldRef and resourceFieldRef is needed"))]
 pub struct DownwardApiVolumeFile {
     /// The file, relative to the mount; without `..`.
-    #[schemars(length(min = 1, max = 4096))]
+    #[schemars(length(min = 1, max = 4096), regex(pattern = RELATIVE_PATH))]
     pub path: String,
     /// A field of the Workload.
     #[serde(skip_serializing_if = "Option::is_none")]
