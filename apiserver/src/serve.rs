@@ -1,0 +1,130 @@
+//! Listeners: how the API is reached from outside the process.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::request::User;
+use crate::server::Server;
+
+/// Connections get this long to finish their requests when the server stops; watches never would.
+const DRAIN: Duration = Duration::from_secs(2);
+/// A client has this long to send its headers.
+const HEADERS: Duration = Duration::from_secs(20);
+
+/// A listener that cannot be made or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Somebody answers at the socket.
+    #[error("{path} is served by another process: stop it, or choose another runDir")]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Making the socket or its directory.
+    #[error("listening at {path}")]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Server {
+    /// Serves at a unix socket until `shutdown`, then gives running requests a moment and removes the socket. Only
+    /// root, or whoever owns the process, can open it. A socket left by a process that is gone is replaced.
+    ///
+    /// # Errors
+    /// When somebody else serves there, or the socket cannot be made.
+    pub async fn serve_unix(&self, path: &Path, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let failed = |source| ServeError::Socket { path: path.into(), source };
+        if let Some(parent) = path.parent() {
+            tokio::fs::create_dir_all(parent).await.map_err(failed)?;
+        }
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(ServeError::InUse { path: path.into() });
+        }
+        let listener = bind(path).map_err(failed)?;
+        let connections = TaskTracker::new();
+        loop {
+            // Accepting is cancel-safe: a connection that was not returned stays in the queue.
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = shutdown.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(self.clone(), stream, User::root(), shutdown.clone()));
+                }
+                // Out of descriptors, most likely: those that are open have to go first.
+                Err(error) => {
+                    tracing::warn!(%error, path = %path.display(), "accepting a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        let _ = tokio::fs::remove_file(path).await;
+        connections.close();
+        connections.wait().await;
+        Ok(())
+    }
+}
+
+/// Makes the socket under a name of its own, closed to others before anybody can find it, and moves it into place.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(format!(".{}", std::process::id()));
+    let fresh = PathBuf::from(fresh);
+    match std::fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, path)?;
+    Ok(listener)
+}
+
+/// Serves one connection until it ends, or for a moment after `shutdown`.
+pub(crate) async fn connection<S>(server: Server, stream: S, user: User, shutdown: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(user.clone());
+        let server = server.clone();
+        async move { Ok::<_, std::convert::Infallible>(server.handle(request).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    // The connection is polled again after either arm, so nothing is lost.
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = shutdown.cancelled() => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}

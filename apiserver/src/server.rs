@@ -1,0 +1,330 @@
+//! The server: opening it, and leading each request to what answers it.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak, mpsc};
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::{Buf, Bytes};
+use futures::future::BoxFuture;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use serde_json::{Value, json};
+
+use crate::registry::{Registry, Writers, served_definition};
+use crate::request::{Context, Target, Trusted, User, segments};
+use crate::status::ApiError;
+use crate::store::{Expect, Key, OpenError, Store, Write};
+use crate::subresources::{SubresourceRequest, Subresources};
+use crate::{admission, body, discovery, garbage, represent, verbs};
+
+/// A check beyond schema and rules: given an object, the path and message of everything wrong with it.
+pub type Validator = Arc<dyn Fn(&Value) -> Vec<(String, String)> + Send + Sync>;
+
+/// How the server is set up.
+#[derive(Clone)]
+pub struct Options {
+    /// The database file. Its directory is made if it is missing.
+    pub store: PathBuf,
+    /// The version that `/version` names, such as `1.2.3`.
+    pub version: String,
+    /// How long an Event is kept after its last change, as told by the monotonic clock.
+    pub event_ttl: Duration,
+    /// Checks beyond the schemas.
+    pub validators: Vec<Validator>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            store: PathBuf::from("/var/lib/nodelet/store.db"),
+            version: env!("CARGO_PKG_VERSION").into(),
+            event_ttl: Duration::from_secs(3600),
+            validators: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { store, version, event_ttl, validators } = self;
+        f.debug_struct("Options")
+            .field("store", store)
+            .field("version", version)
+            .field("event_ttl", event_ttl)
+            .field("validators", &validators.len())
+            .finish()
+    }
+}
+
+/// What all handles of one server share.
+pub(crate) struct Inner {
+    pub(crate) options: Options,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) store: Store,
+}
+
+/// The server. Clones share everything; when the last one is gone, waiting writes are finished and the store closes.
+#[derive(Clone)]
+pub struct Server {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) subresources: Option<Arc<dyn Subresources>>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("options", &self.inner.options).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Opens or creates the store and serves the built-in kinds and the given ones.
+    ///
+    /// # Errors
+    /// Definitions that cannot be served, and a store that is damaged, newer, in use or not accessible; each says
+    /// what to do.
+    pub fn open(options: Options, resources: Vec<CustomResourceDefinition>) -> Result<Self, OpenError> {
+        let registry = Arc::new(Registry::new(&resources)?);
+        let names = registry.all().iter().map(|r| r.qualified()).collect();
+        let (changes, changed) = mpsc::channel();
+        let store = Store::open(&options.store, names, changes)?;
+        let inner = Arc::new(Inner { options, registry, store });
+        inner.seed(&resources)?;
+        let weak: Weak<Inner> = Arc::downgrade(&inner);
+        std::thread::Builder::new()
+            .name("store-garbage".into())
+            .spawn(move || garbage::run(&weak, &changed))
+            .map_err(|source| OpenError::Thread { source })?;
+        Ok(Self { inner, subresources: None })
+    }
+
+    /// Lets `subresources` answer what concerns running things.
+    #[must_use]
+    pub fn with_subresources(mut self, subresources: Arc<dyn Subresources>) -> Self {
+        self.subresources = Some(subresources);
+        self
+    }
+
+    /// The API as a service. Requests are root's unless a [`User`] is among their extensions, so whoever exposes the
+    /// service to others has to set it.
+    pub fn service(&self) -> Api {
+        Api { server: self.clone() }
+    }
+
+    /// A client whose transport is this server: no socket, no TLS. Its requests are [`Trusted`].
+    pub fn client(&self, default_namespace: &str) -> kube::Client {
+        let api = self.service();
+        let service = tower::service_fn(move |mut request: Request<kube::client::Body>| {
+            request.extensions_mut().insert(Trusted);
+            let api = api.clone();
+            async move { Ok::<_, Infallible>(api.server.handle(request).await) }
+        });
+        kube::Client::new(service, default_namespace)
+    }
+
+    /// Answers one request.
+    pub(crate) async fn handle<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body + Send,
+        B::Data: Buf + Send,
+        B::Error: Into<tower::BoxError>,
+    {
+        let (parts, body) = request.into_parts();
+        let bytes = match Limited::new(body, body::LIMIT).collect().await {
+            Ok(collected) => collected.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => {
+                return ApiError::too_large(body::LIMIT).into_response();
+            }
+            Err(error) => return ApiError::bad_request(format!("reading the body: {error}")).into_response(),
+        };
+        // Boxed: the futures of the verbs are large, and most requests are short-lived.
+        Box::pin(self.route(parts, bytes)).await.unwrap_or_else(ApiError::into_response)
+    }
+
+    async fn route(&self, parts: http::request::Parts, bytes: Bytes) -> Result<Response<Body>, ApiError> {
+        let segments = segments(parts.uri.path())?;
+        if let Some(response) = discovery::answer(self, &parts, &segments)? {
+            return Ok(response);
+        }
+        let registry = self.inner.registry.clone();
+        let target = Target::parse(&registry, &segments)?;
+        if let Some(subresource) = target.subresource.as_deref().filter(|s| !matches!(*s, "status" | "finalize")) {
+            let subresource = subresource.to_owned();
+            return self.subresource(parts, bytes, &target, subresource).await;
+        }
+        let context = Context::new(&parts)?;
+        let mut response = self.verb(&parts.method, &context, &target, &bytes).await?;
+        for warning in context.take_warnings() {
+            let quoted = warning.replace('\\', r"\\").replace('"', r#"\""#);
+            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+                response.headers_mut().append(header::WARNING, value);
+            }
+        }
+        Ok(response)
+    }
+
+    async fn verb(
+        &self,
+        method: &Method,
+        context: &Context,
+        target: &Target<'_>,
+        bytes: &[u8],
+    ) -> Result<Response<Body>, ApiError> {
+        let inner = &self.inner;
+        let is_write = !matches!(*method, Method::GET | Method::HEAD);
+        authorize(context, target, is_write)?;
+        match target.subresource.as_deref() {
+            Some("status") if target.resource.has_status => {}
+            None => {}
+            Some(_) => return Err(ApiError::no_such_path()),
+        }
+        match (method.as_str(), &target.name, &target.subresource) {
+            ("GET" | "HEAD", Some(_), _) if !context.query.flag("watch") => verbs::get::get(inner, context, target),
+            ("GET" | "HEAD", None, _) if !context.query.flag("watch") => verbs::list::list(inner, context, target),
+            ("GET", _, None) => verbs::watch::watch(inner, context, target),
+            ("POST", None, None) => verbs::create::create(inner, context, target, bytes).await,
+            ("PUT", Some(_), _) => verbs::update::update(inner, context, target, bytes).await,
+            ("PATCH", Some(_), _) => verbs::patch::patch(inner, context, target, bytes).await,
+            ("DELETE", Some(_), None) => verbs::delete::delete(inner, context, target, bytes).await,
+            ("DELETE", None, None) => verbs::delete::delete_collection(inner, context, target, bytes).await,
+            _ => Err(ApiError::method_not_allowed()),
+        }
+    }
+
+    async fn subresource(
+        &self,
+        parts: http::request::Parts,
+        body: Bytes,
+        target: &Target<'_>,
+        subresource: String,
+    ) -> Result<Response<Body>, ApiError> {
+        let resource = target.resource;
+        let handler = self.subresources.as_ref().ok_or_else(ApiError::no_such_path)?;
+        let served = handler.served().iter().any(|(group, plural, part, _)| {
+            *group == resource.group && *plural == resource.plural && *part == subresource
+        });
+        let Some(name) = target.name.as_deref().filter(|_| served) else {
+            return Err(ApiError::no_such_path());
+        };
+        if parts.extensions.get::<User>().is_some_and(|user| user.read_only) && subresource != "log" {
+            return Err(ApiError::forbidden(resource, name, "this user may only read"));
+        }
+        let namespace = target.namespace.clone().unwrap_or_default();
+        let stored = self.inner.store.get(resource.table, &Key::new(&namespace, name));
+        let stored = stored.ok_or_else(|| ApiError::not_found(resource, name))?;
+        let query = crate::request::Query::parse(parts.uri.query().unwrap_or_default()).into_pairs();
+        let request = SubresourceRequest {
+            group: resource.group.clone(),
+            resource: resource.plural.clone(),
+            namespace,
+            name: name.to_owned(),
+            object: represent::view(resource, &stored),
+            subresource,
+            query,
+            body,
+            parts,
+        };
+        Ok(handler.handle(request).await)
+    }
+}
+
+/// Refuses what the sender may not do.
+fn authorize(context: &Context, target: &Target<'_>, is_write: bool) -> Result<(), ApiError> {
+    let resource = target.resource;
+    let name = target.name.as_deref().unwrap_or_default();
+    if is_write && resource.writers == Writers::Trusted && !context.trusted {
+        return Err(ApiError::method_not_allowed());
+    }
+    let hidden = context.user.read_only && resource.group.is_empty() && resource.plural == "secrets";
+    if context.user.read_only && (is_write || hidden) {
+        let detail = format!("User {:?} cannot do this: it may only read, and no Secrets", context.user.name);
+        return Err(ApiError::forbidden(resource, name, &detail));
+    }
+    Ok(())
+}
+
+impl Inner {
+    /// Writes what has to exist from the start: the namespaces, and the definitions as objects.
+    fn seed(&self, definitions: &[CustomResourceDefinition]) -> Result<(), OpenError> {
+        let failed = |detail: String| OpenError::First { detail };
+        let namespaces = self.registry.class(crate::registry::Class::Namespace);
+        for name in ["default", "kube-system"] {
+            let key = Key::new("", name);
+            if self.store.get(namespaces.table, &key).is_some() {
+                continue;
+            }
+            let mut object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+            admission::fill_in(namespaces, &mut object);
+            let write =
+                Write { table: namespaces.table, key, expect: Expect::Absent, object, remove: false, namespaces: None };
+            self.store.write_blocking(write).map_err(|e| failed(e.to_string()))?;
+        }
+        let Some(crds) = self.registry.find("apiextensions.k8s.io", "v1", "customresourcedefinitions") else {
+            return Ok(());
+        };
+        let wanted: Vec<Value> = definitions.iter().map(served_definition).collect();
+        for stored in self.store.read().list(crds.table, None) {
+            if !wanted.iter().any(|w| w["metadata"]["name"] == *stored.key.name) {
+                let write = Write {
+                    table: crds.table,
+                    key: stored.key.clone(),
+                    expect: Expect::Version(stored.rv),
+                    object: stored.value(),
+                    remove: true,
+                    namespaces: None,
+                };
+                self.store.write_blocking(write).map_err(|e| failed(e.to_string()))?;
+            }
+        }
+        for mut object in wanted {
+            let key = Key::new("", object["metadata"]["name"].as_str().unwrap_or_default());
+            let live = self.store.get(crds.table, &key);
+            if let Some(live) = &live {
+                let old = live.value();
+                object["metadata"] = old["metadata"].clone();
+                if old == object {
+                    continue;
+                }
+            } else {
+                admission::fill_in(crds, &mut object);
+            }
+            let expect = live.map_or(Expect::Absent, |live| Expect::Version(live.rv));
+            let write = Write { table: crds.table, key, expect, object, remove: false, namespaces: None };
+            self.store.write_blocking(write).map_err(|e| failed(e.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+/// The API as a [`tower::Service`]: never fails, always ready.
+#[derive(Debug, Clone)]
+pub struct Api {
+    server: Server,
+}
+
+impl<B> tower::Service<Request<B>> for Api
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Buf + Send,
+    B::Error: Into<tower::BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let server = self.server.clone();
+        Box::pin(async move { Ok(server.handle(request).await) })
+    }
+}
+
+/// The code of an answer to a request that made something.
+pub(crate) const CREATED: StatusCode = StatusCode::CREATED;
