@@ -43,7 +43,8 @@ pub struct Node {
     pub images: catalog::Built,
     cgroups: inventory::Cgroups,
     programs: PathBuf,
-    nodelet: PathBuf,
+    /// The agent's program.
+    pub nodelet: PathBuf,
 }
 
 impl Node {
@@ -155,9 +156,19 @@ impl Node {
 
     /// Runs containerd's `ctr` in nodelet's namespace.
     pub fn ctr(&self, words: &[&str]) -> Result<String> {
+        self.ctr_in("nodelet", words)
+    }
+
+    /// Runs containerd's `ctr` in another of its namespaces.
+    pub fn ctr_in(&self, namespace: &str, words: &[&str]) -> Result<String> {
         let program = self.programs.join("ctr");
         let program = program.to_str().context("containerd is in a directory without a UTF-8 name")?;
-        self.namespaces.run([program, "--namespace", "nodelet"].iter().chain(words))
+        self.namespaces.run([program, "--namespace", namespace].iter().chain(words))
+    }
+
+    /// The cgroup below which this node's containers live.
+    pub fn cgroup_parent(&self) -> String {
+        self.cgroups.parent()
     }
 
     /// `nodelet apply` of some YAML.
