@@ -1,0 +1,149 @@
+//! What types cannot say: ranges, addresses, names, and what this release cannot do yet.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use nodelet_drivers::ids::CgroupPath;
+
+use super::load::Finding;
+use super::{ApiMode, NodeletConfiguration};
+
+/// Everything that is wrong with a well-typed configuration.
+pub(super) fn check(configuration: &NodeletConfiguration) -> Vec<Finding> {
+    let NodeletConfiguration {
+        api_version,
+        kind,
+        node_name,
+        node_labels: _,
+        data_dir,
+        run_dir,
+        api,
+        runtime,
+        sources,
+        images,
+        observability,
+    } = configuration;
+    let mut found = Findings::default();
+
+    if api_version != "nodelet.dev/v1alpha1" {
+        found.push("apiVersion", format!("{api_version:?} is not known"), "nodelet.dev/v1alpha1", "correct the value");
+    }
+    if kind != "NodeletConfiguration" {
+        let remedy = "manifests belong into a directory of `sources`, not into the configuration";
+        found.push("kind", format!("{kind:?} is not a configuration"), "NodeletConfiguration", remedy);
+    }
+    let is_name = |name: &str| {
+        name.len() <= 63
+            && !name.starts_with(['-', '.'])
+            && !name.ends_with(['-', '.'])
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+    };
+    if !is_name(node_name) {
+        let expected = "at most 63 lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit";
+        found.push("nodeName", format!("{node_name:?} is not a name"), expected, "correct the value");
+    }
+    found.absolute("dataDir", data_dir);
+    found.absolute("runDir", run_dir);
+    // The longest name below it is a sandbox's; a unix socket's path has at most 107 bytes.
+    if run_dir.as_os_str().len() > 90 {
+        found.push("runDir", "the path is too long for a socket", "at most 90 bytes", "choose a shorter directory");
+    }
+    if data_dir == run_dir {
+        let remedy = "give runDir a directory of its own, on a tmpfs";
+        found.push("runDir", "the same directory as dataDir", "two directories", remedy);
+    }
+
+    if api.mode == ApiMode::Cluster {
+        let remedy = "set api.mode: embedded";
+        found.push("api.mode", "mode cluster is not supported by this release", "embedded", remedy);
+    } else if !api.kubeconfig.is_empty() {
+        let remedy = "remove the key";
+        found.push("api.kubeconfig", "has a meaning with api.mode: cluster only", "an empty value", remedy);
+    }
+    found.address("api.listen", &api.listen);
+    found.address("observability.listen", &observability.listen);
+    if !observability.otlp_endpoint.is_empty() {
+        let problem = "sending traces is not supported by this release";
+        found.push("observability.otlpEndpoint", problem, "an empty value", "remove the key");
+    }
+    if tracing_subscriber::EnvFilter::try_new(&observability.log_level).is_err() {
+        let expected = "error, warn, info, debug, trace, or directives such as info,nodelet_controllers=debug";
+        let problem = format!("{:?} is not a log level", observability.log_level);
+        found.push("observability.logLevel", problem, expected, "correct the value");
+    }
+
+    found.absolute("runtime.address", &runtime.address);
+    for (key, value) in [
+        ("runtime.namespace", &runtime.namespace),
+        ("runtime.snapshotter", &runtime.snapshotter),
+        ("runtime.handler", &runtime.handler),
+    ] {
+        let valid = !value.is_empty() && value.len() <= 76 && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if !valid {
+            let expected = "1 to 76 letters, digits, '.', '_' or '-'";
+            found.push(key, format!("{value:?} is not a name of containerd"), expected, "correct the value");
+        }
+    }
+    if !runtime.oci_runtime.is_empty() {
+        let problem = "choosing the OCI runtime is not supported by this release";
+        found.push("runtime.ociRuntime", problem, "an empty value", "set the default runtime in containerd's configuration");
+    }
+    if runtime.shim_pool != 0 {
+        let problem = "shims shared between workloads are not supported by this release";
+        found.push("runtime.shimPool", problem, "0", "remove the key");
+    }
+    if let Err(error) = CgroupPath::new(&runtime.cgroup_parent) {
+        found.push("runtime.cgroupParent", format!("{:?} is not a cgroup", error.value), error.expected, "correct the value");
+    }
+    if runtime.audit_seconds < 10 {
+        let problem = format!("{} seconds would poll", runtime.audit_seconds);
+        found.push("runtime.auditSeconds", problem, "10 or more", "events are acted on at once whatever this says; use 300");
+    }
+
+    for (i, source) in sources.iter().enumerate() {
+        found.absolute(&format!("sources[{i}].directory"), &source.directory);
+        if sources[..i].contains(source) {
+            let problem = format!("{} is listed twice", source.directory.display());
+            found.push(format!("sources[{i}].directory"), problem, "each directory once", "remove one of them");
+        }
+    }
+
+    for (key, value) in [("images.parallelPulls", images.parallel_pulls), ("images.parallelLayers", images.parallel_layers)] {
+        if !(1..=64).contains(&value) {
+            found.push(key, format!("{value} is out of range"), "1 to 64", "correct the value");
+        }
+    }
+    if images.gc.high_percent > 100 {
+        let problem = format!("{} is out of range", images.gc.high_percent);
+        found.push("images.gc.highPercent", problem, "0 to 100", "correct the value");
+    } else if images.gc.low_percent > images.gc.high_percent {
+        let problem = format!("{} is above images.gc.highPercent ({})", images.gc.low_percent, images.gc.high_percent);
+        found.push("images.gc.lowPercent", problem, "a value not above it", "lower it");
+    }
+    found.absolute("images.registriesDir", &images.registries_dir);
+    found.0
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn push(&mut self, key: impl Into<String>, problem: impl Into<String>, expected: &str, remedy: &str) {
+        let (key, problem) = (key.into(), problem.into());
+        self.0.push(Finding { key, problem, expected: expected.to_owned(), remedy: remedy.to_owned() });
+    }
+
+    fn absolute(&mut self, key: &str, path: &Path) {
+        if !path.is_absolute() {
+            let problem = format!("{:?} is not an absolute path", path.display().to_string());
+            self.push(key, problem, "a path that begins with /", "write the whole path");
+        }
+    }
+
+    fn address(&mut self, key: &str, value: &str) {
+        if !value.is_empty() && value.parse::<SocketAddr>().is_err() {
+            let problem = format!("{value:?} is not an address");
+            self.push(key, problem, "address:port such as 127.0.0.1:6440, or nothing", "use a numeric address with a port");
+        }
+    }
+}

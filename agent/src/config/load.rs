@@ -1,0 +1,259 @@
+//! Reading the configuration and explaining what is wrong with it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::overrides::{self, Origin, Override};
+use super::{NodeletConfiguration, check};
+use crate::yaml::{self, Position, Positions};
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("reading the configuration {path}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Something in it is wrong; every fault that could be told is named.
+    #[error("{0}")]
+    Faults(Faults),
+}
+
+/// All that is wrong, one line each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Faults(pub Vec<Fault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, fault) in self.0.iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{fault}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// `/etc/nodelet/config.yaml:7:3`, or the variable or flag.
+    pub place: String,
+    /// The key; empty when the text is not YAML.
+    pub key: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What would be right.
+    pub expected: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.place)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        write!(f, "{}; expected {}; {}", self.problem, self.expected, self.remedy)
+    }
+}
+
+/// What [`super::check`] finds; the place is found from the key.
+pub(super) struct Finding {
+    pub(super) key: String,
+    pub(super) problem: String,
+    pub(super) expected: String,
+    pub(super) remedy: String,
+}
+
+/// Reads `path`, lays `overrides` over it (later ones win) and checks the result.
+///
+/// A missing file is an error only if `required`: the defaults make a working agent.
+///
+/// # Errors
+/// [`Error`]
+pub fn load(path: &Path, required: bool, overrides: &[Override]) -> Result<NodeletConfiguration, Error> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => String::new(),
+        Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
+    };
+    read(&path.display().to_string(), &text, overrides).map_err(|faults| Error::Faults(Faults(faults)))
+}
+
+/// [`load`] without the file system.
+pub(super) fn read(name: &str, text: &str, overrides: &[Override]) -> Result<NodeletConfiguration, Vec<Fault>> {
+    let place = Places { name, positions: Positions::default(), overrides };
+    let documents = yaml::parse(text).map_err(|error| {
+        vec![Fault {
+            place: at(name, error.at),
+            key: String::new(),
+            problem: format!("not valid YAML: {}", error.message),
+            expected: "one YAML document".to_owned(),
+            remedy: "correct the syntax at this place".to_owned(),
+        }]
+    })?;
+    if documents.len() > 1 {
+        let second = documents[1].positions.of_value("");
+        return Err(vec![Fault {
+            place: at(name, second),
+            key: String::new(),
+            problem: "a second document".to_owned(),
+            expected: "exactly one".to_owned(),
+            remedy: "manifests belong into a directory of `sources`, not into the configuration".to_owned(),
+        }]);
+    }
+    let (mut value, positions) = match documents.into_iter().next() {
+        Some(document) => (document.value, document.positions),
+        None => (json!({}), Positions::default()),
+    };
+    let place = Places { positions, ..place };
+    if !value.is_object() {
+        return Err(vec![Fault {
+            place: place.of(""),
+            key: String::new(),
+            problem: format!("the document is {}", kind_of(&value)),
+            expected: "a mapping with kind: NodeletConfiguration".to_owned(),
+            remedy: "see `nodelet config print` for a complete one".to_owned(),
+        }]);
+    }
+    for o in overrides {
+        overrides::set(&mut value, &o.key, o.value.clone());
+    }
+    let configuration: NodeletConfiguration =
+        serde_path_to_error::deserialize(&value).map_err(|error| vec![type_fault(&error, &place)])?;
+    let findings = check::check(&configuration);
+    if findings.is_empty() {
+        return Ok(configuration);
+    }
+    Err(findings
+        .into_iter()
+        .map(|Finding { key, problem, expected, remedy }| Fault { place: place.of(&key), key, problem, expected, remedy })
+        .collect())
+}
+
+struct Places<'a> {
+    name: &'a str,
+    positions: Positions,
+    overrides: &'a [Override],
+}
+
+impl Places<'_> {
+    fn of(&self, key: &str) -> String {
+        match self.origin(key) {
+            Some(origin) => origin.to_string(),
+            None => at(self.name, self.positions.of_key(key)),
+        }
+    }
+
+    /// The last override that set `key` or what holds it.
+    fn origin(&self, key: &str) -> Option<&Origin> {
+        let holds = |o: &&Override| {
+            key.strip_prefix(o.key.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        self.overrides.iter().rev().find(holds).map(|o| &o.origin)
+    }
+}
+
+fn at(name: &str, position: Option<Position>) -> String {
+    match position {
+        Some(Position { line, column }) => format!("{name}:{line}:{column}"),
+        None => name.to_owned(),
+    }
+}
+
+/// Turns what the types say into a [`Fault`]: the sentence has the form "problem, expected this".
+fn type_fault(error: &serde_path_to_error::Error<serde_json::Error>, place: &Places<'_>) -> Fault {
+    let path = error.path().to_string();
+    let mut key = if path == "." { String::new() } else { path };
+    let message = error.inner().to_string();
+    let (problem, expected) = match message.split_once(", expected ") {
+        Some((problem, expected)) => (problem.to_owned(), expected.replace('`', "")),
+        None => (message.clone(), "another value".to_owned()),
+    };
+    let mut remedy = "correct the value".to_owned();
+    let mut problem = problem.replace('`', "");
+    if let Some(field) = problem.strip_prefix("unknown field ") {
+        let field = field.to_owned();
+        if key.rsplit('.').next() != Some(field.as_str()) {
+            key = if key.is_empty() { field.clone() } else { format!("{key}.{field}") };
+        }
+        let known: Vec<&str> = expected.trim_start_matches("one of ").split(", ").collect();
+        remedy = match nearest(&field, &known) {
+            Some(near) => format!("did you mean {near}?"),
+            None => "remove the key".to_owned(),
+        };
+        problem = "unknown key".to_owned();
+    } else if let Some(variant) = problem.strip_prefix("unknown variant ") {
+        problem = format!("{variant:?} is not known");
+    } else if let Some(field) = problem.strip_prefix("missing field ") {
+        return Fault {
+            place: place.of(&key),
+            problem: format!("{field} is missing"),
+            expected: format!("{field}: <value>"),
+            remedy: format!("add {field}"),
+            key,
+        };
+    } else if let Some(given) = problem.strip_prefix("invalid type: ").map(str::to_owned) {
+        problem = format!("the value is {}", article(&given));
+        if given.starts_with("integer") || given.starts_with("boolean") || given.starts_with("floating") {
+            remedy = "put it in quotes".to_owned();
+        }
+    }
+    let expected = expected
+        .replace("struct ", "a mapping for ")
+        .replace("u32", "a whole number from 0 to 4294967295")
+        .replace("u64", "a whole number from 0 on")
+        .replace("u8", "a whole number from 0 to 255");
+    Fault { place: place.of(&key), key, problem, expected, remedy }
+}
+
+fn article(given: &str) -> String {
+    if given.starts_with(['a', 'e', 'i', 'o', 'u']) { format!("an {given}") } else { format!("a {given}") }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "empty",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a mapping",
+    }
+}
+
+/// The known word that is at most two edits away.
+pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|candidate| (distance(&word.to_lowercase(), &candidate.to_lowercase()), *candidate))
+        .filter(|(distance, candidate)| *distance <= 2 && *distance < candidate.len())
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let next = (diagonal + usize::from(ca != *cb)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = row[j + 1];
+            row[j + 1] = next;
+        }
+    }
+    row[b.len()]
+}

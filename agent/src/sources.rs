@@ -1,0 +1,5 @@
+//! Where manifests come from, other than through the API.
+
+pub mod inventory;
+pub mod plan;
+pub mod scan;
