@@ -86,7 +86,19 @@ impl Client {
         self.kube.request(request).await.map_err(Error::from)
     }
 
-    /// Watch events of `path` in `Table` form, from `query`'s `resourceVersion` on.
+    /// Watch events of `path`, from `query`'s `resourceVersion` on.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn watch(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<impl Stream<Item = Result<Value, Error>> + use<>, Error> {
+        self.watch_as(path, query, "application/json").await
+    }
+
+    /// [`Client::watch`] in `Table` form.
     ///
     /// # Errors
     /// [`Error`]
@@ -95,9 +107,18 @@ impl Client {
         path: &str,
         query: &[(&str, &str)],
     ) -> Result<impl Stream<Item = Result<Value, Error>> + use<>, Error> {
+        self.watch_as(path, query, TABLE).await
+    }
+
+    async fn watch_as(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        accept: &str,
+    ) -> Result<impl Stream<Item = Result<Value, Error>> + use<>, Error> {
         let mut query = query.to_vec();
         query.push(("watch", "true"));
-        let request = request(Method::GET, path, &query, Vec::new(), &[("accept", TABLE)])?;
+        let request = request(Method::GET, path, &query, Vec::new(), &[("accept", accept)])?;
         let lines = futures::io::AsyncBufReadExt::lines(self.kube.request_stream(request).await.map_err(Error::from)?);
         Ok(lines.map(|line| {
             let line = line.map_err(Error::Stream)?;
@@ -109,7 +130,14 @@ impl Client {
     ///
     /// # Errors
     /// [`Error`]; [`Error::Refused`] names the fields.
-    pub async fn apply(&self, kind: &Kind, namespace: Option<&str>, name: &str, object: &Value, how: Apply<'_>) -> Result<Value, Error> {
+    pub async fn apply(
+        &self,
+        kind: &Kind,
+        namespace: Option<&str>,
+        name: &str,
+        object: &Value,
+        how: Apply<'_>,
+    ) -> Result<Value, Error> {
         let mut query = vec![("fieldManager", how.manager), ("fieldValidation", "Strict")];
         if how.force {
             query.push(("force", "true"));
@@ -146,7 +174,13 @@ impl Client {
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn replace(&self, kind: &Kind, namespace: Option<&str>, name: &str, object: &Value) -> Result<Value, Error> {
+    pub async fn replace(
+        &self,
+        kind: &Kind,
+        namespace: Option<&str>,
+        name: &str,
+        object: &Value,
+    ) -> Result<Value, Error> {
         let query = [("fieldManager", "nodelet-cli"), ("fieldValidation", "Strict")];
         self.send(Method::PUT, &kind.path(namespace, Some(name)), &query, object.clone()).await
     }

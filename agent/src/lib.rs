@@ -1,7 +1,9 @@
 //! The `nodelet` agent and its command line.
 
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod manifest;
+pub mod run;
 pub mod sources;
 pub mod yaml;

@@ -1,2 +1,5 @@
-//! To be written.
-fn main() {}
+//! The `nodelet` binary.
+
+fn main() -> std::process::ExitCode {
+    nodelet_agent::cli::main()
+}

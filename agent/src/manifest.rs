@@ -29,7 +29,10 @@ impl ObjectKey {
     /// The same object, be it written in another version of its group.
     pub fn is_same(&self, other: &ObjectKey) -> bool {
         let group = |key: &ObjectKey| key.api_version.rsplit_once('/').map(|(group, _)| group.to_owned());
-        self.kind == other.kind && self.name == other.name && self.namespace == other.namespace && group(self) == group(other)
+        self.kind == other.kind
+            && self.name == other.name
+            && self.namespace == other.namespace
+            && group(self) == group(other)
     }
 }
 
@@ -110,7 +113,9 @@ impl Object {
         match error {
             client::Error::Refused { causes, .. } if !causes.is_empty() => causes
                 .iter()
-                .map(|cause| self.fault(cause.field.trim_start_matches('.').replace("<nil>", ""), cause.message.clone()))
+                .map(|cause| {
+                    self.fault(cause.field.trim_start_matches('.').replace("<nil>", ""), cause.message.clone())
+                })
                 .collect(),
             client::Error::UnknownKind(message) => vec![self.fault("kind", message.clone())],
             error => vec![self.fault("", chain(error))],
@@ -291,9 +296,18 @@ items:
     #[test]
     fn faults_name_file_line_object_and_field() {
         for (text, expected) in [
-            ("kind: Workload\nmetadata: {name: a}\n", "f.yaml:1:1: Workload: apiVersion: is missing; expected a string such as nodelet.dev/v1alpha1"),
-            ("apiVersion: v1\nkind: 7\n", "f.yaml:2:1: kind: 7 is not a name but a number or a boolean of YAML; put it in quotes"),
-            ("apiVersion: v1\nkind: Pod\nmetadata:\n  generateName: x-\n", "f.yaml:4:3: Pod: metadata.generateName: is not usable in a manifest; give it a metadata.name"),
+            (
+                "kind: Workload\nmetadata: {name: a}\n",
+                "f.yaml:1:1: Workload: apiVersion: is missing; expected a string such as nodelet.dev/v1alpha1",
+            ),
+            (
+                "apiVersion: v1\nkind: 7\n",
+                "f.yaml:2:1: kind: 7 is not a name but a number or a boolean of YAML; put it in quotes",
+            ),
+            (
+                "apiVersion: v1\nkind: Pod\nmetadata:\n  generateName: x-\n",
+                "f.yaml:4:3: Pod: metadata.generateName: is not usable in a manifest; give it a metadata.name",
+            ),
             ("- a\n", "f.yaml:1:1: not an object; expected apiVersion, kind and metadata"),
             ("a: [\n", "f.yaml:1:4: not valid YAML: unclosed bracket '['"),
         ] {
@@ -306,10 +320,12 @@ items:
         let text = "# a shop\napiVersion: nodelet.dev/v1alpha1\nkind: Workload\nmetadata: {name: web}\nspec:\n  containers:\n  - name: web\n    imagee: x\n";
         let object = &parse("f.yaml", text).objects[0];
         let cause = client::Cause { field: "spec.containers[0].imagee".into(), message: "unknown field".into() };
-        let refused = client::Error::Refused { code: 400, reason: String::new(), message: "long".into(), causes: vec![cause] };
+        let refused =
+            client::Error::Refused { code: 400, reason: String::new(), message: "long".into(), causes: vec![cause] };
         let told: Vec<String> = object.refusal(&refused).iter().map(ToString::to_string).collect();
         assert_eq!(told, ["f.yaml:8:5: Workload web: spec.containers[0].imagee: unknown field"]);
-        let refused = client::Error::Refused { code: 409, reason: String::new(), message: "conflict".into(), causes: vec![] };
+        let refused =
+            client::Error::Refused { code: 409, reason: String::new(), message: "conflict".into(), causes: vec![] };
         assert_eq!(object.refusal(&refused)[0].to_string(), "f.yaml:2:1: Workload web: conflict");
     }
 }

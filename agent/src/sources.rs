@@ -2,4 +2,5 @@
 
 pub mod inventory;
 pub mod plan;
+pub mod pod;
 pub mod scan;

@@ -65,7 +65,8 @@ impl Positions {
                 .iter()
                 .filter_map(|(path, at)| {
                     let rest = path.strip_prefix(prefix)?;
-                    (rest.is_empty() || rest.starts_with(['.', '['])).then(|| (rest.trim_start_matches('.').to_owned(), *at))
+                    (rest.is_empty() || rest.starts_with(['.', '[']))
+                        .then(|| (rest.trim_start_matches('.').to_owned(), *at))
                 })
                 .collect()
         };
@@ -104,10 +105,7 @@ pub fn parse(text: &str) -> Result<Vec<Document>, SyntaxError> {
 }
 
 fn syntax_error(error: &serde_saphyr::Error) -> SyntaxError {
-    let at = error
-        .location()
-        .filter(|at| at.line() > 0)
-        .map(|at| Position { line: at.line(), column: at.column() });
+    let at = error.location().filter(|at| at.line() > 0).map(|at| Position { line: at.line(), column: at.column() });
     let text = error.without_snippet().to_string();
     // The parser ends its message with the place, which we print in front.
     let message = text.lines().next().unwrap_or_default();
@@ -219,7 +217,8 @@ mod tests {
 
     #[test]
     fn values_and_places() {
-        let text = "a: 1\nb:\n  - x: yes\n    mode: 0644\n  - [1.5, \"no\", null]\n---\n---\n# nothing\n---\nz: {q: s}\n";
+        let text =
+            "a: 1\nb:\n  - x: yes\n    mode: 0644\n  - [1.5, \"no\", null]\n---\n---\n# nothing\n---\nz: {q: s}\n";
         let documents = parse(text).expect("valid");
         assert_eq!(documents.len(), 2);
         assert_eq!(documents[0].value, json!({"a": 1, "b": [{"x": true, "mode": 420}, [1.5, "no", null]]}));

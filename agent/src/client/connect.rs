@@ -102,9 +102,7 @@ pub fn choose(server: Option<&str>, kubeconfig: Option<&Path>, socket: PathBuf) 
 pub async fn connect(server: &Server) -> Result<kube::Client, Error> {
     match server {
         Server::Socket(path) => {
-            UnixStream::connect(path)
-                .await
-                .map_err(|source| Error::NoAgent { server: server.to_string(), source })?;
+            UnixStream::connect(path).await.map_err(|source| Error::NoAgent { server: server.to_string(), source })?;
             Ok(over_socket(path))
         }
         Server::Address(address) => {

@@ -42,8 +42,11 @@ impl Kind {
 
     /// The path of a list or an object.
     pub fn path(&self, namespace: Option<&str>, name: Option<&str>) -> String {
-        let mut path =
-            if self.group.is_empty() { format!("/api/{}", self.version) } else { format!("/apis/{}/{}", self.group, self.version) };
+        let mut path = if self.group.is_empty() {
+            format!("/api/{}", self.version)
+        } else {
+            format!("/apis/{}/{}", self.group, self.version)
+        };
         if let (true, Some(namespace)) = (self.namespaced, namespace) {
             path.push_str(&format!("/namespaces/{}", super::percent(namespace)));
         }
@@ -78,7 +81,8 @@ impl Kinds {
                 Some((name.to_owned(), preferred.to_owned()))
             })
             .collect();
-        let lists = futures::future::join_all(versions.iter().map(|(group, version)| get(format!("/apis/{group}/{version}"))));
+        let lists =
+            futures::future::join_all(versions.iter().map(|(group, version)| get(format!("/apis/{group}/{version}"))));
         for ((group, version), list) in versions.iter().zip(lists.await) {
             match list {
                 Ok(list) => kinds.extend(resources(group, version, &list)),
@@ -98,8 +102,12 @@ impl Kinds {
     pub fn of(&self, api_version: &str, kind: &str) -> Result<&Kind, Error> {
         self.0.iter().find(|known| known.kind == kind && known.api_version() == api_version).ok_or_else(|| {
             let same_name = self.0.iter().find(|known| known.kind == kind);
-            let same_version: Vec<&str> =
-                self.0.iter().filter(|known| known.api_version() == api_version).map(|known| known.kind.as_str()).collect();
+            let same_version: Vec<&str> = self
+                .0
+                .iter()
+                .filter(|known| known.api_version() == api_version)
+                .map(|known| known.kind.as_str())
+                .collect();
             Error::UnknownKind(match (same_name, nearest(kind, &same_version)) {
                 (Some(known), _) => {
                     format!("no kind {kind} in apiVersion {api_version:?}; it is in {:?}", known.api_version())
@@ -128,7 +136,8 @@ impl Kinds {
                 || kind.singular == name
                 || kind.kind.to_lowercase() == name
                 || kind.short_names.iter().any(|short| short == name);
-            named && group.is_none_or(|group| kind.group == group || format!("{}.{}", kind.version, kind.group) == group)
+            named
+                && group.is_none_or(|group| kind.group == group || format!("{}.{}", kind.version, kind.group) == group)
         };
         self.0.iter().find(fits).ok_or_else(|| {
             let words: Vec<&str> = self.0.iter().map(|kind| kind.plural.as_str()).collect();
@@ -222,8 +231,14 @@ pub(crate) mod tests {
             assert_eq!(kinds.named(word).map(|k| k.kind.as_str()).ok(), Some(kind), "{word}");
         }
         let message = |word| kinds.named(word).expect_err("unknown").to_string();
-        assert_eq!(message("workload.example.com"), "the server has no kind \"workload.example.com\"; did you mean workloads?");
-        assert_eq!(message("zzz"), "the server has no kind \"zzz\"; it has workloads, networks, configmaps, namespaces");
+        assert_eq!(
+            message("workload.example.com"),
+            "the server has no kind \"workload.example.com\"; did you mean workloads?"
+        );
+        assert_eq!(
+            message("zzz"),
+            "the server has no kind \"zzz\"; it has workloads, networks, configmaps, namespaces"
+        );
         let many: Vec<&str> = kinds.many("nodelet,ns").expect("known").iter().map(|k| k.kind.as_str()).collect();
         assert_eq!(many, ["Workload", "Network", "Namespace"]);
     }
@@ -236,7 +251,10 @@ pub(crate) mod tests {
             message("nodelet.dev/v1alpha1", "Workloadd"),
             "no kind Workloadd in apiVersion \"nodelet.dev/v1alpha1\"; did you mean Workload?"
         );
-        assert_eq!(message("v1", "Workload"), "no kind Workload in apiVersion \"v1\"; it is in \"nodelet.dev/v1alpha1\"");
+        assert_eq!(
+            message("v1", "Workload"),
+            "no kind Workload in apiVersion \"v1\"; it is in \"nodelet.dev/v1alpha1\""
+        );
         assert_eq!(message("apps/v1", "Deployment"), "no apiVersion \"apps/v1\" here (kind Deployment)");
     }
 

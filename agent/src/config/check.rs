@@ -39,7 +39,8 @@ pub(super) fn check(configuration: &NodeletConfiguration) -> Vec<Finding> {
             && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
     };
     if !is_name(node_name) {
-        let expected = "at most 63 lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit";
+        let expected =
+            "at most 63 lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit";
         found.push("nodeName", format!("{node_name:?} is not a name"), expected, "correct the value");
     }
     found.absolute("dataDir", data_dir);
@@ -78,7 +79,9 @@ pub(super) fn check(configuration: &NodeletConfiguration) -> Vec<Finding> {
         ("runtime.snapshotter", &runtime.snapshotter),
         ("runtime.handler", &runtime.handler),
     ] {
-        let valid = !value.is_empty() && value.len() <= 76 && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        let valid = !value.is_empty()
+            && value.len() <= 76
+            && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         if !valid {
             let expected = "1 to 76 letters, digits, '.', '_' or '-'";
             found.push(key, format!("{value:?} is not a name of containerd"), expected, "correct the value");
@@ -86,18 +89,33 @@ pub(super) fn check(configuration: &NodeletConfiguration) -> Vec<Finding> {
     }
     if !runtime.oci_runtime.is_empty() {
         let problem = "choosing the OCI runtime is not supported by this release";
-        found.push("runtime.ociRuntime", problem, "an empty value", "set the default runtime in containerd's configuration");
+        found.push(
+            "runtime.ociRuntime",
+            problem,
+            "an empty value",
+            "set the default runtime in containerd's configuration",
+        );
     }
     if runtime.shim_pool != 0 {
         let problem = "shims shared between workloads are not supported by this release";
         found.push("runtime.shimPool", problem, "0", "remove the key");
     }
     if let Err(error) = CgroupPath::new(&runtime.cgroup_parent) {
-        found.push("runtime.cgroupParent", format!("{:?} is not a cgroup", error.value), error.expected, "correct the value");
+        found.push(
+            "runtime.cgroupParent",
+            format!("{:?} is not a cgroup", error.value),
+            error.expected,
+            "correct the value",
+        );
     }
     if runtime.audit_seconds < 10 {
         let problem = format!("{} seconds would poll", runtime.audit_seconds);
-        found.push("runtime.auditSeconds", problem, "10 or more", "events are acted on at once whatever this says; use 300");
+        found.push(
+            "runtime.auditSeconds",
+            problem,
+            "10 or more",
+            "events are acted on at once whatever this says; use 300",
+        );
     }
 
     for (i, source) in sources.iter().enumerate() {
@@ -108,7 +126,9 @@ pub(super) fn check(configuration: &NodeletConfiguration) -> Vec<Finding> {
         }
     }
 
-    for (key, value) in [("images.parallelPulls", images.parallel_pulls), ("images.parallelLayers", images.parallel_layers)] {
+    for (key, value) in
+        [("images.parallelPulls", images.parallel_pulls), ("images.parallelLayers", images.parallel_layers)]
+    {
         if !(1..=64).contains(&value) {
             found.push(key, format!("{value} is out of range"), "1 to 64", "correct the value");
         }
@@ -143,7 +163,12 @@ impl Findings {
     fn address(&mut self, key: &str, value: &str) {
         if !value.is_empty() && value.parse::<SocketAddr>().is_err() {
             let problem = format!("{value:?} is not an address");
-            self.push(key, problem, "address:port such as 127.0.0.1:6440, or nothing", "use a numeric address with a port");
+            self.push(
+                key,
+                problem,
+                "address:port such as 127.0.0.1:6440, or nothing",
+                "use a numeric address with a port",
+            );
         }
     }
 }

@@ -137,7 +137,13 @@ pub(super) fn read(name: &str, text: &str, overrides: &[Override]) -> Result<Nod
     }
     Err(findings
         .into_iter()
-        .map(|Finding { key, problem, expected, remedy }| Fault { place: place.of(&key), key, problem, expected, remedy })
+        .map(|Finding { key, problem, expected, remedy }| Fault {
+            place: place.of(&key),
+            key,
+            problem,
+            expected,
+            remedy,
+        })
         .collect())
 }
 

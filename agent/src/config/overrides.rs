@@ -95,9 +95,10 @@ fn typed(default: &Value, text: &str) -> Value {
     match default {
         Value::String(_) => json!(text),
         // nodeLabels: zone=west,rack=3
-        Value::Object(_) => {
-            list().map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (k.to_owned(), json!(v))).collect()
-        }
+        Value::Object(_) => list()
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+            .map(|(k, v)| (k.to_owned(), json!(v)))
+            .collect(),
         // sources: /etc/nodelet/manifests,/srv/manifests
         Value::Array(_) => list().map(|directory| json!({"directory": directory})).collect(),
         _ => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),

@@ -33,7 +33,10 @@ observability: {listen: 127.0.0.1:9440, logFormat: text, logLevel: info, otlpEnd
 ";
     let read = read("config.yaml", text, &[]).expect("valid");
     assert_eq!(read.node_name, "edge-1");
-    assert_eq!(NodeletConfiguration { node_name: String::new(), node_labels: Default::default(), ..read }, Default::default());
+    assert_eq!(
+        NodeletConfiguration { node_name: String::new(), node_labels: Default::default(), ..read },
+        Default::default()
+    );
 }
 
 #[test]

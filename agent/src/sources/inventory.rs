@@ -71,7 +71,9 @@ impl InventoryStore {
     /// [`Error`], also when its content cannot be read: a lost inventory must not look like an empty one.
     pub async fn load(&self, client: &Client, kinds: &Kinds) -> Result<Inventory, Error> {
         let kind = kinds.of("v1", "ConfigMap")?;
-        let Some(object) = client.get(kind, Some(NAMESPACE), &self.name).await? else { return Ok(Inventory::default()) };
+        let Some(object) = client.get(kind, Some(NAMESPACE), &self.name).await? else {
+            return Ok(Inventory::default());
+        };
         let text = object["data"]["inventory"].as_str().unwrap_or("{}");
         serde_json::from_str(text).map(Inventory).map_err(Error::Answer)
     }

@@ -38,24 +38,99 @@ fn table() {
     let both = format!("{A}---\n{B}");
     let bad = format!("{A}---\nkind: ConfigMap\n");
     let cases: Vec<(&str, Inventory, Vec<(&str, &str)>, &str)> = vec![
-        ("first look", Inventory::default(), ab.to_vec(), "apply [ConfigMap a, ConfigMap b] delete [] keep [] faults 0"),
+        (
+            "first look",
+            Inventory::default(),
+            ab.to_vec(),
+            "apply [ConfigMap a, ConfigMap b] delete [] keep [] faults 0",
+        ),
         ("nothing new", inventory(&ab), ab.to_vec(), "apply [ConfigMap a, ConfigMap b] delete [] keep [] faults 0"),
-        ("file removed", inventory(&ab), vec![("a.yaml", A)], "apply [ConfigMap a] delete [ConfigMap b] keep [] faults 0"),
-        ("object removed", inventory(&[("x.yaml", &both)]), vec![("x.yaml", B)], "apply [ConfigMap b] delete [ConfigMap a] keep [] faults 0"),
-        ("object moved", inventory(&ab), vec![("b.yaml", &both)], "apply [ConfigMap a, ConfigMap b] delete [] keep [] faults 0"),
-        ("file renamed", inventory(&ab), vec![("c.yaml", A), ("b.yaml", B)], "apply [ConfigMap b, ConfigMap a] delete [] keep [] faults 0"),
-        ("file broken", inventory(&ab), vec![("a.yaml", A), ("b.yaml", "a: [")], "apply [ConfigMap a] delete [] keep [ConfigMap b] faults 1"),
-        ("file cut to nothing", inventory(&ab), vec![("a.yaml", A), ("b.yaml", "\n")], "apply [ConfigMap a] delete [] keep [ConfigMap b] faults 1"),
-        ("broken and other removed", inventory(&ab), vec![("b.yaml", "a: [")], "apply [] delete [ConfigMap a] keep [ConfigMap b] faults 1"),
-        ("an object lost its name", inventory(&[("x.yaml", &both)]), vec![("x.yaml", &bad)], "apply [ConfigMap a] delete [] keep [ConfigMap b] faults 1"),
+        (
+            "file removed",
+            inventory(&ab),
+            vec![("a.yaml", A)],
+            "apply [ConfigMap a] delete [ConfigMap b] keep [] faults 0",
+        ),
+        (
+            "object removed",
+            inventory(&[("x.yaml", &both)]),
+            vec![("x.yaml", B)],
+            "apply [ConfigMap b] delete [ConfigMap a] keep [] faults 0",
+        ),
+        (
+            "object moved",
+            inventory(&ab),
+            vec![("b.yaml", &both)],
+            "apply [ConfigMap a, ConfigMap b] delete [] keep [] faults 0",
+        ),
+        (
+            "file renamed",
+            inventory(&ab),
+            vec![("c.yaml", A), ("b.yaml", B)],
+            "apply [ConfigMap b, ConfigMap a] delete [] keep [] faults 0",
+        ),
+        (
+            "file broken",
+            inventory(&ab),
+            vec![("a.yaml", A), ("b.yaml", "a: [")],
+            "apply [ConfigMap a] delete [] keep [ConfigMap b] faults 1",
+        ),
+        (
+            "file cut to nothing",
+            inventory(&ab),
+            vec![("a.yaml", A), ("b.yaml", "\n")],
+            "apply [ConfigMap a] delete [] keep [ConfigMap b] faults 1",
+        ),
+        (
+            "broken and other removed",
+            inventory(&ab),
+            vec![("b.yaml", "a: [")],
+            "apply [] delete [ConfigMap a] keep [ConfigMap b] faults 1",
+        ),
+        (
+            "an object lost its name",
+            inventory(&[("x.yaml", &both)]),
+            vec![("x.yaml", &bad)],
+            "apply [ConfigMap a] delete [] keep [ConfigMap b] faults 1",
+        ),
         ("directory emptied", inventory(&ab), vec![], "apply [] delete [] keep [ConfigMap a, ConfigMap b] faults 0"),
-        ("directory emptied of manifests", inventory(&ab), vec![("a.yaml~", A)], "apply [] delete [] keep [ConfigMap a, ConfigMap b] faults 0"),
-        ("emptied on purpose", inventory(&ab), vec![("none.yaml", "# nothing\n")], "apply [] delete [ConfigMap a, ConfigMap b] keep [] faults 0"),
+        (
+            "directory emptied of manifests",
+            inventory(&ab),
+            vec![("a.yaml~", A)],
+            "apply [] delete [] keep [ConfigMap a, ConfigMap b] faults 0",
+        ),
+        (
+            "emptied on purpose",
+            inventory(&ab),
+            vec![("none.yaml", "# nothing\n")],
+            "apply [] delete [ConfigMap a, ConfigMap b] keep [] faults 0",
+        ),
         ("never had anything", Inventory::default(), vec![], "apply [] delete [] keep [] faults 0"),
-        ("the same object twice", Inventory::default(), vec![("1.yaml", A), ("2.yaml", A)], "apply [ConfigMap a] delete [] keep [] faults 1"),
-        ("order", Inventory::default(), vec![("1.yaml", W), ("2.yaml", A), ("sub/3.yaml", N)], "apply [Namespace ns, ConfigMap a, Workload ns/w] delete [] keep [] faults 0"),
-        ("reverse order", inventory(&[("1.yaml", W), ("2.yaml", A), ("3.yaml", N)]), vec![("none.yml", "#\n")], "apply [] delete [Workload ns/w, ConfigMap a, Namespace ns] keep [] faults 0"),
-        ("hidden files are none", inventory(&[("a.yaml", A)]), vec![("a.yaml", A), (".b.yaml", B), ("..data/b.yaml", B)], "apply [ConfigMap a] delete [] keep [] faults 0"),
+        (
+            "the same object twice",
+            Inventory::default(),
+            vec![("1.yaml", A), ("2.yaml", A)],
+            "apply [ConfigMap a] delete [] keep [] faults 1",
+        ),
+        (
+            "order",
+            Inventory::default(),
+            vec![("1.yaml", W), ("2.yaml", A), ("sub/3.yaml", N)],
+            "apply [Namespace ns, ConfigMap a, Workload ns/w] delete [] keep [] faults 0",
+        ),
+        (
+            "reverse order",
+            inventory(&[("1.yaml", W), ("2.yaml", A), ("3.yaml", N)]),
+            vec![("none.yml", "#\n")],
+            "apply [] delete [Workload ns/w, ConfigMap a, Namespace ns] keep [] faults 0",
+        ),
+        (
+            "hidden files are none",
+            inventory(&[("a.yaml", A)]),
+            vec![("a.yaml", A), (".b.yaml", B), ("..data/b.yaml", B)],
+            "apply [ConfigMap a] delete [] keep [] faults 0",
+        ),
     ];
     for (name, inventory, files, expected) in cases {
         let plan = plan_sync(&inventory, &directory(&files));
@@ -70,10 +145,18 @@ fn table() {
 #[test]
 fn another_version_is_the_same_object() {
     let old = Inventory::from_objects(BTreeMap::from([(
-        ObjectKey { api_version: "nodelet.dev/v1".into(), kind: "Workload".into(), namespace: Some("ns".into()), name: "w".into() },
+        ObjectKey {
+            api_version: "nodelet.dev/v1".into(),
+            kind: "Workload".into(),
+            namespace: Some("ns".into()),
+            name: "w".into(),
+        },
         "a.yaml".to_owned(),
     )]));
-    assert_eq!(told(&plan_sync(&old, &directory(&[("a.yaml", W)]))), "apply [Workload ns/w] delete [] keep [] faults 0");
+    assert_eq!(
+        told(&plan_sync(&old, &directory(&[("a.yaml", W)]))),
+        "apply [Workload ns/w] delete [] keep [] faults 0"
+    );
 }
 
 #[test]
