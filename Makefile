@@ -36,8 +36,8 @@ check: deps ## format, lints, docs, licences, generated files, chart, scripts
 	tests/bin/check-text
 
 bench: deps build images ## measure against ctr, podman and docker on this machine; writes docs/benchmarks.md
-	cargo build --release -p nodelet
-	cargo run --release -p nodelet-bench
+	cargo build --release -p nodelet -p nodelet-logger
+	cargo run --release -p nodelet-bench -- --output docs/benchmarks.md
 
 crds: ## regenerate the CRD YAML, the chart's copy and the reference page
 	UPDATE_GENERATED=1 cargo test -q -p nodelet-crds >/dev/null
