@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::CgroupPath;
 
+#[cfg(test)]
+pub(crate) mod conformance;
+pub mod fake;
+
 /// What went wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -129,4 +133,26 @@ pub fn detect(root: &Path) -> Version {
         Ok(controllers) if !controllers.trim().is_empty() => Version::V2,
         _ => Version::V1,
     }
+}
+
+/// Whether `path` is `parent` or lies below it.
+fn is_below(parent: &CgroupPath, path: &CgroupPath) -> bool {
+    path.as_str().strip_prefix(parent.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Refuses to touch what is not ours.
+fn check_ours(parent: &CgroupPath, path: &CgroupPath, doing: &str) -> Result<(), Error> {
+    if is_below(parent, path) {
+        return Ok(());
+    }
+    Err(Error::Io {
+        path: path.to_string(),
+        doing: doing.to_owned(),
+        source: std::io::Error::new(std::io::ErrorKind::PermissionDenied, format!("it is not below {parent}")),
+    })
+}
+
+/// Sorts so that parents come before their children and the deepest come last.
+fn depth_first_last(paths: &mut [CgroupPath]) {
+    paths.sort_by_key(|path| (path.as_str().matches('/').count(), path.clone()));
 }

@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::SandboxId;
 
+#[cfg(test)]
+pub(crate) mod conformance;
+pub mod fake;
+
 /// What went wrong with a sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -114,6 +118,14 @@ pub struct EtcPaths {
     pub resolv_conf: PathBuf,
 }
 
+impl EtcPaths {
+    /// The paths for a sandbox whose directory is `dir`.
+    fn below(dir: &Path) -> Self {
+        let etc = dir.join("etc");
+        Self { hosts: etc.join("hosts"), hostname: etc.join("hostname"), resolv_conf: etc.join("resolv.conf") }
+    }
+}
+
 /// The node's sandboxes. See the module's contract.
 #[async_trait]
 pub trait Sandboxes: Send + Sync {
@@ -139,4 +151,23 @@ pub trait Sandboxes: Send + Sync {
 /// `<run_dir>/sandboxes/<id>`.
 pub fn sandbox_dir(run_dir: &Path, id: &SandboxId) -> PathBuf {
     run_dir.join("sandboxes").join(id.as_str())
+}
+
+fn differs(id: &SandboxId) -> Error {
+    Error::Kernel {
+        id: id.clone(),
+        doing: "making it".to_owned(),
+        source: std::io::Error::new(
+            std::io::ErrorKind::AlreadyExists,
+            "it exists with another specification and has to be removed first",
+        ),
+    }
+}
+
+fn other_is_absent(id: &SandboxId, other: &SandboxId) -> Error {
+    Error::Kernel {
+        id: id.clone(),
+        doing: format!("joining the network namespace of sandbox {other}"),
+        source: std::io::Error::new(std::io::ErrorKind::NotFound, "it has no network namespace of its own"),
+    }
 }

@@ -14,6 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{SandboxId, VolumeKey};
 
+#[cfg(test)]
+pub(crate) mod conformance;
+pub mod fake;
+mod paths;
+
 /// What went wrong with a volume.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -199,4 +204,17 @@ pub trait Volumes: Send + Sync {
 
     /// Ids of sandboxes that have ephemeral directories or mounts on the node.
     async fn list_ephemeral(&self) -> Result<Vec<SandboxId>, Error>;
+}
+
+/// A path of the node has to be absolute and free of `..`.
+fn check_host_path(path: &std::path::Path) -> Result<(), Error> {
+    let plain = path.components().all(|part| part != std::path::Component::ParentDir);
+    if path.is_absolute() && plain {
+        return Ok(());
+    }
+    Err(paths::invalid("hostPath.path", format!("{} must be an absolute path without '..'", path.display())))
+}
+
+fn wrong_type(path: &std::path::Path, kind: HostPathType, found: &str) -> Error {
+    paths::invalid("hostPath.type", format!("{} should be a {kind:?}, but there is {found}", path.display()))
 }

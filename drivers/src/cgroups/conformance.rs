@@ -1,0 +1,49 @@
+//! What every implementation of [`Cgroups`] keeps. Runs on the fake and on the kernel.
+
+use super::{Cgroups, Limits};
+use crate::ids::CgroupPath;
+
+/// Exercises the contract below the parent of `cgroups`, which it leaves without children.
+pub(crate) fn run(cgroups: &dyn Cgroups) {
+    let parent = cgroups.parent().clone();
+    let group = parent.join("group").unwrap();
+    let inner = group.join("inner").unwrap();
+    let leaf = inner.join("leaf").unwrap();
+
+    assert_eq!(cgroups.stat(&leaf).unwrap(), None, "an absent cgroup has no use");
+    assert_eq!(cgroups.pids(&leaf).unwrap(), [] as [u32; 0], "an absent cgroup has no processes");
+    cgroups.remove(&leaf).unwrap();
+
+    // Parents are made, twice is the same as once.
+    cgroups.ensure(&leaf, &Limits::default()).unwrap();
+    cgroups.ensure(&leaf, &Limits::default()).unwrap();
+    assert_eq!(cgroups.list().unwrap(), [group.clone(), inner.clone(), leaf.clone()], "deepest last");
+    let stat = cgroups.stat(&group).unwrap().expect("it exists");
+    assert_eq!((stat.pids, stat.oom_kills), (0, 0));
+
+    // Limits are set, changed and lifted.
+    let limits = Limits {
+        cpu_millis: Some(1500),
+        cpu_weight: Some(50),
+        memory_max: Some(64 << 20),
+        pids_max: Some(50),
+        ..Limits::default()
+    };
+    cgroups.ensure(&group, &limits).unwrap();
+    cgroups.ensure(&group, &Limits { memory_max: Some(128 << 20), ..limits.clone() }).unwrap();
+    cgroups.ensure(&group, &Limits { memory_max: Some(32 << 20), ..limits }).unwrap();
+    cgroups.ensure(&group, &Limits::default()).unwrap();
+
+    // Paths that are not ours are refused.
+    let foreign = CgroupPath::new("/somebody-elses").unwrap();
+    assert!(cgroups.ensure(&foreign, &Limits::default()).is_err());
+    assert!(cgroups.remove(&foreign).is_err());
+    let neighbour = CgroupPath::new(format!("{parent}x")).unwrap();
+    assert!(cgroups.ensure(&neighbour, &Limits::default()).is_err(), "a common prefix is not a parent");
+
+    cgroups.remove(&inner).unwrap();
+    assert_eq!(cgroups.list().unwrap(), std::slice::from_ref(&group));
+    cgroups.remove(&group).unwrap();
+    cgroups.remove(&group).unwrap();
+    assert_eq!(cgroups.list().unwrap(), [] as [CgroupPath; 0]);
+}
