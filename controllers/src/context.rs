@@ -1,0 +1,339 @@
+//! What every reconciler is given: the API, the drivers, the settings, and the shared helpers around them.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client, Resource, ResourceExt};
+use kube::runtime::reflector::Store;
+use nodelet_crds::image::Image as ImageObject;
+use nodelet_crds::network::Network;
+use nodelet_crds::workload::Workload;
+use nodelet_drivers::cgroups::Cgroups;
+use nodelet_drivers::images::Images;
+use nodelet_drivers::network::Networks;
+use nodelet_drivers::runtime::Runtime;
+use nodelet_drivers::sandbox::Sandboxes;
+use nodelet_drivers::volumes::Volumes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use crate::metrics::Metrics;
+use crate::attempts::Attempts;
+use crate::node_state::NodeReport;
+use crate::pulls::Pulls;
+use crate::workload::containers::ContainerCache;
+use crate::workload::files::Written;
+use crate::workload::sandboxes::SandboxIndex;
+use crate::workload::stops::Stops;
+
+/// The field manager of everything that controllers write.
+pub const FIELD_MANAGER: &str = "nodelet";
+
+/// The node, behind its driver traits.
+#[derive(Clone)]
+#[allow(missing_docs)]
+pub struct Drivers {
+    pub runtime: Arc<dyn Runtime>,
+    pub images: Arc<dyn Images>,
+    pub sandboxes: Arc<dyn Sandboxes>,
+    pub networks: Arc<dyn Networks>,
+    pub volumes: Arc<dyn Volumes>,
+    pub cgroups: Arc<dyn Cgroups>,
+}
+
+/// What the configuration says that concerns reconcilers.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The name of this node.
+    pub node_name: String,
+    /// Its labels, for node selectors.
+    pub node_labels: BTreeMap<String, String>,
+    /// Directory of what survives a reboot.
+    pub data_dir: PathBuf,
+    /// Directory of what does not.
+    pub run_dir: PathBuf,
+    /// How often everything is looked at although no event asked for it.
+    pub audit: Duration,
+    /// nodelet's version.
+    pub version: String,
+}
+
+/// The objects of the API, kept current by the watches.
+#[allow(missing_docs)]
+pub struct Stores {
+    pub workloads: Store<Workload>,
+    pub images: Store<ImageObject>,
+    pub networks: Store<Network>,
+}
+
+/// Given to every reconcile.
+pub struct Context {
+    /// The API, embedded or a cluster's.
+    pub client: Client,
+    /// The node.
+    pub drivers: Drivers,
+    /// The configuration.
+    pub settings: Settings,
+    /// Counters and gauges.
+    pub metrics: Metrics,
+    /// Image transfers under way, shared by Images and Workloads.
+    pub pulls: Pulls,
+    /// The containers of our namespace, kept current by events.
+    pub containers: ContainerCache,
+    /// This node's part of shared resources, on its way into NodeState.
+    pub report: NodeReport,
+    /// Objects seen by the watches.
+    pub stores: Stores,
+    /// Failures in a row.
+    pub attempts: Attempts,
+    /// Which sandboxes belong to whom.
+    pub sandboxes: SandboxIndex,
+    /// Stops under way.
+    pub stops: Stops,
+    /// Files that were written.
+    pub written: Written,
+    /// How many containers may be created at once.
+    pub starts: Semaphore,
+    /// Hooks under way; finished before the agent ends.
+    pub tasks: TaskTracker,
+    recorder: Recorder,
+}
+
+impl Context {
+    #[allow(clippy::too_many_arguments, reason = "called once, by the wiring")]
+    pub(crate) fn new(
+        client: Client,
+        drivers: Drivers,
+        settings: Settings,
+        metrics: Metrics,
+        pulls: Pulls,
+        containers: ContainerCache,
+        report: NodeReport,
+        stores: Stores,
+    ) -> Arc<Self> {
+        let reporter = Reporter { controller: "nodelet".to_owned(), instance: Some(settings.node_name.clone()) };
+        let recorder = Recorder::new(client.clone(), reporter);
+        let parallel = std::thread::available_parallelism().map_or(2, usize::from);
+        Arc::new(Self {
+            client,
+            drivers,
+            settings,
+            metrics,
+            pulls,
+            containers,
+            report,
+            stores,
+            attempts: Attempts::default(),
+            sandboxes: SandboxIndex::default(),
+            stops: Stops::default(),
+            written: Written::default(),
+            starts: Semaphore::new(2 * parallel),
+            tasks: TaskTracker::new(),
+            recorder,
+        })
+    }
+
+    /// The workload with this uid, if the API has it.
+    pub fn workload_by_uid(&self, uid: &str) -> Option<Arc<Workload>> {
+        self.stores.workloads.find(|w| w.metadata.uid.as_deref() == Some(uid))
+    }
+
+    /// The wall clock. Only for times that people read and for comparing with such times; durations that matter
+    /// are clamped where they are computed, since the clock may be wrong by decades.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    /// Publishes an Event about `object`; repetitions are counted, not repeated. Failing to publish is logged only.
+    pub async fn event<K>(&self, object: &K, type_: EventType, reason: &str, note: String)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(truncate(note, 1024)),
+            action: reason.to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
+            tracing::warn!(error = %chain(&error), reason, "publishing an event");
+        }
+    }
+
+    /// Writes `status` of `object` unless it is what the object has already: unchanged status wears no flash.
+    ///
+    /// Returns whether it was written. An object that is gone by now is a success.
+    pub async fn write_status<K, S>(&self, object: &K, current: Option<&S>, status: &S) -> Result<bool, kube::Error>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + NamespacedOrNot,
+        S: Serialize + PartialEq,
+    {
+        if current == Some(status) {
+            return Ok(false);
+        }
+        self.patch_status(K::api(&self.client, object.namespace().as_deref()), object, current, status).await
+    }
+
+    /// [`Context::write_status`] for a cluster-scoped object.
+    pub async fn write_cluster_status<K, S>(
+        &self,
+        object: &K,
+        current: Option<&S>,
+        status: &S,
+    ) -> Result<bool, kube::Error>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope> + Clone + DeserializeOwned + Debug,
+        S: Serialize + PartialEq,
+    {
+        if current == Some(status) {
+            return Ok(false);
+        }
+        self.patch_status(Api::all(self.client.clone()), object, current, status).await
+    }
+
+    async fn patch_status<K, S>(
+        &self,
+        api: Api<K>,
+        object: &K,
+        current: Option<&S>,
+        status: &S,
+    ) -> Result<bool, kube::Error>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+        S: Serialize,
+    {
+        let mut value = serde_json::to_value(status).map_err(kube::Error::SerdeError)?;
+        if let Some(current) = current {
+            null_removed(&serde_json::to_value(current).map_err(kube::Error::SerdeError)?, &mut value);
+        }
+        let patch = serde_json::json!({ "status": value });
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
+        match api.patch_status(&object.name_any(), &params, &Patch::Merge(&patch)).await {
+            Ok(_) => Ok(true),
+            Err(error) if is_gone(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Where objects of a kind are found: in a namespace, or in the cluster.
+pub trait NamespacedOrNot: Resource<DynamicType = ()> + Sized {
+    /// The API for objects of this kind in `namespace` (ignored for cluster-scoped kinds).
+    fn api(client: &Client, namespace: Option<&str>) -> Api<Self>;
+}
+
+impl<K> NamespacedOrNot for K
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+{
+    fn api(client: &Client, namespace: Option<&str>) -> Api<Self> {
+        Api::namespaced(client.clone(), namespace.unwrap_or("default"))
+    }
+}
+
+/// In a merge patch an absent key means "keep": keys that the new value no longer has become `null`.
+fn null_removed(old: &serde_json::Value, new: &mut serde_json::Value) {
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object_mut()) else { return };
+    for (key, was) in old {
+        match new.get_mut(key) {
+            Some(is) => null_removed(was, is),
+            None => {
+                new.insert(key.clone(), serde_json::Value::Null);
+            }
+        }
+    }
+}
+
+/// The API answered that the object does not exist (any more).
+pub fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+/// The object, or `None` when the API says that it does not exist.
+pub async fn find<K>(client: &Client, namespace: &str, name: &str) -> Result<Option<K>, kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + NamespacedOrNot,
+{
+    K::api(client, Some(namespace)).get_opt(name).await
+}
+
+/// Adds or takes away a finalizer of ours by a JSON patch that fails if somebody else changed the list meanwhile.
+pub async fn set_finalizer<K>(client: &Client, object: &K, finalizer: &str, present: bool) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + NamespacedOrNot,
+{
+    let before = object.finalizers().to_vec();
+    let mut after = before.clone();
+    after.retain(|f| f != finalizer);
+    if present {
+        after.push(finalizer.to_owned());
+    }
+    if after == before {
+        return Ok(());
+    }
+    let api: Api<K> = K::api(client, object.namespace().as_deref());
+    let patch = serde_json::json!({
+        "metadata": { "finalizers": after, "resourceVersion": object.resource_version() }
+    });
+    match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_gone(&error) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// An error with all its causes, for where it leaves the process: log lines, conditions, events.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some libraries print their cause and expose it too; saying it once is enough.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn truncate(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        let mut end = max - 3;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removed_keys_become_null() {
+        let old = serde_json::json!({"a": {"x": 1, "y": 2}, "b": [1]});
+        let mut new = serde_json::json!({"a": {"x": 1}});
+        null_removed(&old, &mut new);
+        assert_eq!(new, serde_json::json!({"a": {"x": 1, "y": null}, "b": null}));
+    }
+
+    #[test]
+    fn long_notes_are_cut_at_a_character() {
+        let cut = truncate("ä".repeat(600), 1024);
+        assert!(cut.len() <= 1024 && cut.ends_with("..."));
+    }
+}

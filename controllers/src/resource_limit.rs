@@ -1,0 +1,227 @@
+//! ResourceLimit: a cgroup that several Workloads share; limits nest by `parent` and change live.
+
+use std::sync::Arc;
+
+use kube::ResourceExt;
+use kube::runtime::events::EventType;
+use nodelet_crds::common::{condition_type, now, set_condition};
+use nodelet_crds::node_state::{NodeResourceLimit, PartPhase};
+use nodelet_crds::resource_limit::{ResourceLimit, ResourceUsage};
+use nodelet_crds::{labels, reasons};
+use nodelet_drivers::cgroups;
+
+use crate::context::{Context, chain, find, set_finalizer};
+use crate::controller::{Outcome, Reconciler, object_key};
+use crate::invalid::Invalid;
+use crate::names;
+
+pub mod desired;
+
+/// The reconciler of ResourceLimits.
+pub struct ResourceLimits;
+
+/// A chain of parents longer than this is a mistake.
+const MAX_DEPTH: usize = 8;
+
+impl Reconciler for ResourceLimits {
+    type Kind = ResourceLimit;
+    const KIND: &'static str = "ResourceLimit";
+
+    async fn reconcile(ctx: Arc<Context>, object: Arc<ResourceLimit>) -> Outcome {
+        let key = object_key(&*object);
+        match pass(&ctx, &object).await {
+            Ok(outcome) => {
+                ctx.attempts.succeeded(Self::KIND, &key);
+                outcome
+            }
+            Err(error) => {
+                let retry = ctx.attempts.failed(Self::KIND, &key);
+                let message = format!("{}; next try in {} s", chain(&error), retry.as_secs() + 1);
+                tracing::warn!(resource_limit = %key, "reconcile failed: {message}");
+                let reason = match &error {
+                    Error::Cgroup(cgroups::Error::Unsupported { .. }) => reasons::CONTROLLER_MISSING,
+                    Error::Cgroup(_) => reasons::CGROUP_FAILED,
+                    Error::Api(_) => reasons::RECONCILE_ERROR,
+                };
+                ctx.event(&*object, EventType::Warning, reason, message.clone()).await;
+                let part = NodeResourceLimit { phase: PartPhase::Failed, message, ..part(&object) };
+                publish(&ctx, &object, part, reason).await;
+                Outcome::Failed(retry)
+            }
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("talking to the API")]
+    Api(#[from] kube::Error),
+    #[error("setting the limits")]
+    Cgroup(#[from] cgroups::Error),
+}
+
+async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Error> {
+    let selected = object.spec.node_selector.as_ref().is_none_or(|s| s.matches(&ctx.settings.node_labels));
+    let namespace = object.namespace().unwrap_or_default();
+    let deleting = object.metadata.deletion_timestamp.is_some();
+    if !selected {
+        ctx.report.forget_resource_limit(&namespace, &object.name_any());
+        write(ctx, object, None, reasons::NOT_SELECTED).await;
+        return Ok(Outcome::Settled);
+    }
+    let place = place(ctx, object).await?;
+    let checked = place.and_then(|path| {
+        Invalid::unsupported(nodelet_crds::unsupported::resource_limit(&object.spec))?;
+        Ok((path, desired::limits(&object.spec)?))
+    });
+    let (path, limits) = match checked {
+        Ok(checked) => checked,
+        Err(_) if deleting => return done(ctx, object).await,
+        Err(invalid) => {
+            let part = NodeResourceLimit { phase: PartPhase::Failed, message: invalid.message, ..part(object) };
+            publish(ctx, object, part, invalid.reason).await;
+            // A missing parent may appear; its own event wakes nobody here.
+            return Ok(Outcome::Again(std::time::Duration::from_secs(10)));
+        }
+    };
+    let members = members(ctx, object);
+    if deleting {
+        if !members.is_empty() {
+            let message = format!("deleted when no longer used by {}", members.join(", "));
+            let part = NodeResourceLimit { phase: PartPhase::Ready, message, members, ..part(object) };
+            publish(ctx, object, part, reasons::TERMINATING).await;
+            return Ok(Outcome::Again(std::time::Duration::from_secs(2)));
+        }
+        let cgroups = ctx.drivers.cgroups.clone();
+        crate::blocking(move || cgroups.remove(&path)).await?;
+        return done(ctx, object).await;
+    }
+    set_finalizer(&ctx.client, object, labels::FINALIZER, true).await?;
+    let cgroups = ctx.drivers.cgroups.clone();
+    let at = path.clone();
+    let stat = crate::blocking(move || {
+        cgroups.ensure(&at, &limits)?;
+        cgroups.stat(&at)
+    })
+    .await?
+    .unwrap_or_default();
+    let usage = ResourceUsage {
+        // Rounded, so that an idle tenant's status does not change with every look.
+        cpu_seconds: (stat.cpu_usec as f64 / 1e6).round(),
+        memory_bytes: stat.memory_bytes,
+        pids: stat.pids,
+    };
+    let part = NodeResourceLimit {
+        phase: PartPhase::Ready,
+        cgroup: Some(path.to_string()),
+        members,
+        usage: Some(usage),
+        oom_kills: stat.oom_kills,
+        throttled_seconds: (stat.throttled_usec as f64 / 1e6).round(),
+        ..part(object)
+    };
+    publish(ctx, object, part, reasons::READY).await;
+    // The figures in the status are a courtesy; the exact ones are metrics. Flash is spared.
+    Ok(Outcome::Again(std::time::Duration::from_secs(60)))
+}
+
+/// Where the cgroup of a ResourceLimit is, following its parents.
+pub async fn cgroup_of(
+    ctx: &Context,
+    namespace: &str,
+    name: &str,
+) -> Result<Result<nodelet_drivers::ids::CgroupPath, Invalid>, kube::Error> {
+    match find::<ResourceLimit>(&ctx.client, namespace, name).await? {
+        Some(object) => place(ctx, &object).await,
+        None => Ok(Err(Invalid {
+            reason: reasons::NOT_FOUND,
+            message: format!("ResourceLimit {name:?} does not exist in namespace {namespace}"),
+        })),
+    }
+}
+
+async fn place(
+    ctx: &Context,
+    object: &ResourceLimit,
+) -> Result<Result<nodelet_drivers::ids::CgroupPath, Invalid>, kube::Error> {
+    let namespace = object.namespace().unwrap_or_default();
+    let mut chain = vec![object.name_any()];
+    let mut parent = object.spec.parent.clone();
+    while let Some(name) = parent {
+        let broken = |why: String| Invalid { reason: reasons::PARENT_UNAVAILABLE, message: format!("spec.parent: {why}") };
+        if chain.contains(&name) {
+            chain.reverse();
+            return Ok(Err(broken(format!("{name} is its own ancestor: {} > {name}", chain.join(" > ")))));
+        }
+        if chain.len() >= MAX_DEPTH {
+            return Ok(Err(broken(format!("more than {MAX_DEPTH} ResourceLimits nested"))));
+        }
+        let Some(object) = find::<ResourceLimit>(&ctx.client, &namespace, &name).await? else {
+            return Ok(Err(broken(format!("ResourceLimit {name:?} does not exist in namespace {namespace}"))));
+        };
+        chain.push(name);
+        parent = object.spec.parent.clone();
+    }
+    let mut path = ctx.drivers.cgroups.parent().clone();
+    for name in chain.iter().rev() {
+        match names::limit_cgroup(&path, &namespace, name) {
+            Ok(deeper) => path = deeper,
+            Err(error) => return Ok(Err(Invalid::field("metadata.name", error))),
+        }
+    }
+    Ok(Ok(path))
+}
+
+/// Names of the Workloads and ResourceLimits below it.
+fn members(ctx: &Context, object: &ResourceLimit) -> Vec<String> {
+    let (namespace, name) = (object.namespace(), object.name_any());
+    let mut members: Vec<String> = ctx
+        .stores
+        .workloads
+        .state()
+        .iter()
+        .filter(|w| w.namespace() == namespace && w.spec.resource_limit.as_deref() == Some(name.as_str()))
+        .map(|w| w.name_any())
+        .collect();
+    members.sort();
+    members
+}
+
+async fn done(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Error> {
+    ctx.report.forget_resource_limit(&object.namespace().unwrap_or_default(), &object.name_any());
+    set_finalizer(&ctx.client, object, labels::FINALIZER, false).await?;
+    Ok(Outcome::Settled)
+}
+
+fn part(object: &ResourceLimit) -> NodeResourceLimit {
+    NodeResourceLimit {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+        observed_generation: object.metadata.generation,
+        ..Default::default()
+    }
+}
+
+async fn publish(ctx: &Context, object: &ResourceLimit, part: NodeResourceLimit, reason: &'static str) {
+    write(ctx, object, Some(&part), reason).await;
+    ctx.report.set_resource_limit(part);
+}
+
+async fn write(ctx: &Context, object: &ResourceLimit, part: Option<&NodeResourceLimit>, reason: &'static str) {
+    let generation = object.metadata.generation;
+    let mut status = object.status.clone().unwrap_or_default();
+    status.observed_generation = generation;
+    let (mut ready, mut message) = (true, "no node is selected".to_owned());
+    if let Some(part) = part {
+        ready = part.phase == PartPhase::Ready;
+        message.clone_from(&part.message);
+        status.members.clone_from(&part.members);
+        status.usage.clone_from(&part.usage);
+        status.oom_kills = part.oom_kills;
+        status.throttled_seconds = part.throttled_seconds;
+    }
+    set_condition(&mut status.conditions, condition_type::READY, ready, reason, message, generation, now());
+    if let Err(error) = ctx.write_status(object, object.status.as_ref(), &status).await {
+        tracing::warn!(resource_limit = %object_key(object), "writing the status: {}", chain(&error));
+    }
+}

@@ -1,0 +1,41 @@
+//! From a ResourceLimit's spec to cgroup limits.
+
+use nodelet_crds::quantity::Quantity;
+use nodelet_crds::resource_limit::ResourceLimitSpec;
+use nodelet_drivers::cgroups::{IoLimit, Limits};
+
+use crate::invalid::Invalid;
+
+/// The limits that the spec declares.
+pub fn limits(spec: &ResourceLimitSpec) -> Result<Limits, Invalid> {
+    let bytes = |path: &str, quantity: &Option<Quantity>| match quantity {
+        None => Ok(None),
+        Some(quantity) => quantity.bytes().map(Some).map_err(|error| Invalid::field(path, error)),
+    };
+    let mut limits = Limits::default();
+    if let Some(cpu) = &spec.cpu {
+        if let Some(max) = &cpu.max {
+            limits.cpu_millis = Some(max.milli_cpu().map_err(|error| Invalid::field("spec.cpu.max", error))?);
+        }
+        limits.cpu_weight = cpu.weight.map(u64::from);
+        limits.cpuset.clone_from(&cpu.cpus);
+    }
+    if let Some(memory) = &spec.memory {
+        limits.memory_max = bytes("spec.memory.max", &memory.max)?;
+        limits.memory_high = bytes("spec.memory.high", &memory.high)?;
+        limits.memory_low = bytes("spec.memory.low", &memory.low)?;
+        limits.swap_max = bytes("spec.memory.swapMax", &memory.swap_max)?;
+    }
+    limits.pids_max = spec.pids.as_ref().map(|pids| u64::from(pids.max));
+    for (index, io) in spec.io.iter().enumerate() {
+        let path = |field: &str| format!("spec.io[{index}].{field}");
+        limits.io.push(IoLimit {
+            device: io.device.clone(),
+            read_bytes_per_second: bytes(&path("readBytesPerSecond"), &io.read_bytes_per_second)?,
+            write_bytes_per_second: bytes(&path("writeBytesPerSecond"), &io.write_bytes_per_second)?,
+            read_iops: io.read_iops.map(u64::from),
+            write_iops: io.write_iops.map(u64::from),
+        });
+    }
+    Ok(limits)
+}

@@ -1,0 +1,286 @@
+//! Starts the reconcilers in the right order and stops them again.
+//!
+//! First the node is read (containers, sandboxes, what NodeState remembers), then the watches begin; so the first
+//! pass over a workload already sees what runs, and adopts it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Controller, watcher};
+use kube::{Api, Client, ResourceExt};
+use nodelet_crds::common::condition_type;
+use nodelet_crds::image::Image;
+use nodelet_crds::network::Network;
+use nodelet_crds::reasons;
+use nodelet_crds::resource_limit::ResourceLimit;
+use nodelet_crds::volume::Volume;
+use nodelet_crds::workload::Workload;
+use nodelet_drivers::runtime::{Runtime, RuntimeEvent};
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::context::{Context, Drivers, Settings, Stores, chain};
+use crate::controller;
+use crate::metrics::Metrics;
+use crate::node_state::{self, NodeReport};
+use crate::pulls::Pulls;
+use crate::workload::containers::ContainerCache;
+use crate::workload::refs;
+use crate::{image, network, resource_limit, volume, workload};
+
+/// The reconcilers could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A metric's name is taken.
+    #[error("registering metrics")]
+    Metrics(#[from] prometheus::Error),
+    /// The API does not answer.
+    #[error("reading this node's NodeState")]
+    NodeState(#[source] kube::Error),
+    /// The sandboxes of the node cannot be read.
+    #[error("reading the sandboxes of this node")]
+    Sandboxes(#[source] nodelet_drivers::sandbox::Error),
+}
+
+/// Runs all reconcilers until `shutdown`, then finishes the passes under way. Workloads go on untouched.
+pub async fn run(
+    client: Client,
+    drivers: Drivers,
+    settings: Settings,
+    metrics: &prometheus::Registry,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let metrics = Metrics::register(metrics)?;
+    let report = NodeReport::default();
+    let state = node_state::load(&client, &settings.node_name).await.map_err(Error::NodeState)?;
+    if let Some(status) = &state.status {
+        report.adopt(status);
+    }
+
+    let every = watcher::Config::default;
+    let all = |client: &Client| client.clone();
+    let workloads = Controller::<Workload>::new(Api::all(all(&client)), every());
+    let images = Controller::<Image>::new(Api::all(all(&client)), every());
+    let networks = Controller::<Network>::new(Api::all(all(&client)), every());
+    let volumes = Controller::<Volume>::new(Api::all(all(&client)), every());
+    let limits = Controller::<ResourceLimit>::new(Api::all(all(&client)), every());
+
+    let pulls = Pulls::new(drivers.images.clone(), shutdown.clone());
+    let containers = ContainerCache::new(drivers.runtime.clone());
+    let stores = Stores { workloads: workloads.store(), images: images.store(), networks: networks.store() };
+    let ctx = Context::new(client.clone(), drivers, settings, metrics, pulls, containers, report, stores);
+    ctx.sandboxes.load(&*ctx.drivers.sandboxes).await.map_err(Error::Sandboxes)?;
+
+    let (wake_workload, woken_workloads) = mpsc::channel::<ObjectRef<Workload>>(1024);
+    let (wake_network, woken_networks) = mpsc::channel::<ObjectRef<Network>>(64);
+
+    let workloads = {
+        let (c1, c2, c3, c4, c5, c6) = (ctx.clone(), ctx.clone(), ctx.clone(), ctx.clone(), ctx.clone(), ctx.clone());
+        workloads
+            .watches(Api::<ConfigMap>::all(all(&client)), every(), move |o| refs::users_of_config_map(&c1, &o))
+            .watches(Api::<Secret>::all(all(&client)), every(), move |o| refs::users_of_secret(&c2, &o))
+            .watches(Api::<Volume>::all(all(&client)), every(), move |o| refs::users_of_volume(&c3, &o))
+            .watches(Api::<Network>::all(all(&client)), every(), move |o| refs::users_of_network(&c4, &o))
+            .watches(Api::<ResourceLimit>::all(all(&client)), every(), move |o| refs::users_of_limit(&c5, &o))
+            .watches(Api::<Workload>::all(all(&client)), every(), move |o| refs::dependents_of(&c6, &o))
+            .reconcile_on(ReceiverStream::new(woken_workloads))
+            .reconcile_on(pulled(&ctx, |ctx, reference| {
+                let state = ctx.stores.workloads.state();
+                state
+                    .iter()
+                    .filter(|w| reference.is_none_or(|r| crate::image_users::uses(w, r)))
+                    .map(|w| ObjectRef::from_obj(&**w))
+                    .collect()
+            }))
+    };
+    let images = {
+        let ctx = ctx.clone();
+        images
+            .watches(Api::<Secret>::all(all(&client)), every(), {
+                let ctx = ctx.clone();
+                move |o| refs::images_with_secret(&ctx, &o)
+            })
+            .watches(Api::<Workload>::all(all(&client)), every(), {
+                let ctx = ctx.clone();
+                move |o| refs::leaving_images_of(&ctx, &o)
+            })
+            .reconcile_on(pulled(&ctx, |ctx, reference| {
+                let state = ctx.stores.images.state();
+                state
+                    .iter()
+                    .filter(|i| reference.is_none_or(|r| i.spec.reference == r))
+                    .map(|i| ObjectRef::from_obj(&**i))
+                    .collect()
+            }))
+    };
+    let networks = networks.reconcile_on(ReceiverStream::new(woken_networks));
+    let volumes = volumes.watches(Api::<Workload>::all(all(&client)), every(), refs::volumes_of);
+    let limits = limits
+        .watches(Api::<Workload>::all(all(&client)), every(), refs::limit_of)
+        .watches(Api::<ResourceLimit>::all(all(&client)), every(), {
+            let ctx = ctx.clone();
+            move |o| refs::limits_below(&ctx, &o)
+        });
+
+    let runtime_events = ctx.drivers.runtime.events();
+    tokio::join!(
+        controller::run::<workload::Workloads>(workloads, ctx.clone(), shutdown.clone()),
+        controller::run::<image::Images>(images, ctx.clone(), shutdown.clone()),
+        controller::run::<network::Networks>(networks, ctx.clone(), shutdown.clone()),
+        controller::run::<volume::Volumes>(volumes, ctx.clone(), shutdown.clone()),
+        controller::run::<resource_limit::ResourceLimits>(limits, ctx.clone(), shutdown.clone()),
+        node_state::run(ctx.clone(), shutdown.clone()),
+        follow_runtime(ctx.clone(), runtime_events, wake_workload.clone(), shutdown.clone()),
+        network::events::run(ctx.clone(), wake_network, wake_workload, shutdown.clone()),
+        workload::orphans::run(ctx.clone(), shutdown.clone()),
+        audit(ctx.clone(), shutdown.clone()),
+    );
+    ctx.pulls.drain().await;
+    ctx.tasks.close();
+    ctx.tasks.wait().await;
+    Ok(())
+}
+
+/// Objects concerned by a changed transfer; `None` stands for "any", after missed changes.
+fn pulled<K>(
+    ctx: &Arc<Context>,
+    concerned: impl Fn(&Context, Option<&str>) -> Vec<ObjectRef<K>> + Send + 'static,
+) -> impl futures::Stream<Item = ObjectRef<K>> + Send + 'static
+where
+    K: kube::Resource<DynamicType = ()> + Send + 'static,
+{
+    let changes = ctx.pulls.changes();
+    let ctx = ctx.clone();
+    stream::unfold(changes, |mut changes| async move {
+        match changes.recv().await {
+            Ok(reference) => Some((Some(reference), changes)),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some((None, changes)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    })
+    .flat_map(move |reference| stream::iter(concerned(&ctx, reference.as_deref())))
+}
+
+/// Keeps the container cache current and wakes the owners of what changed.
+async fn follow_runtime(
+    ctx: Arc<Context>,
+    mut events: mpsc::Receiver<RuntimeEvent>,
+    wake: mpsc::Sender<ObjectRef<Workload>>,
+    stop: CancellationToken,
+) {
+    let mut swept = false;
+    loop {
+        let event = tokio::select! {
+            // Cancel-safe: we are leaving.
+            event = events.recv() => event,
+            () = stop.cancelled() => return,
+        };
+        match event {
+            None => return,
+            Some(RuntimeEvent::Image { .. }) => {}
+            Some(RuntimeEvent::Container { id, topic }) => match ctx.containers.refresh(&id).await {
+                Ok(Some(uid)) => {
+                    tracing::debug!(container = %id, topic, "container event");
+                    wake_by_uid(&ctx, &uid, &wake).await;
+                }
+                Ok(None) => {}
+                // The runtime is away; its return is a Resync.
+                Err(error) => tracing::debug!(container = %id, "reading a container: {}", chain(&error)),
+            },
+            Some(RuntimeEvent::Resync) => {
+                if !resync(&ctx, &stop).await {
+                    return;
+                }
+                if !swept {
+                    sweep(&*ctx.drivers.runtime).await;
+                    swept = true;
+                }
+                for workload in ctx.stores.workloads.state() {
+                    let _ = wake.send(ObjectRef::from_obj(&*workload)).await;
+                }
+            }
+        }
+    }
+}
+
+/// Reads everything until it succeeds; `false` when stopped meanwhile.
+async fn resync(ctx: &Context, stop: &CancellationToken) -> bool {
+    let mut failures = 0;
+    loop {
+        match ctx.containers.resync().await {
+            Ok(()) => {
+                let running = i64::try_from(ctx.containers.running()).unwrap_or(i64::MAX);
+                ctx.metrics.containers_running.set(running);
+                ctx.report.set_condition(
+                    condition_type::CONTAINERD_READY,
+                    true,
+                    reasons::CONTAINERD_REACHABLE,
+                    String::new(),
+                );
+                return true;
+            }
+            Err(error) => {
+                failures += 1;
+                let message = chain(&error);
+                tracing::warn!("reading the containers: {message}");
+                ctx.report.set_condition(
+                    condition_type::CONTAINERD_READY,
+                    false,
+                    reasons::CONTAINERD_UNAVAILABLE,
+                    message,
+                );
+                let delay = Backoff::RETRY.jittered(failures).min(Duration::from_secs(5));
+                tokio::select! {
+                    () = tokio::time::sleep(delay) => {}
+                    () = stop.cancelled() => return false,
+                }
+            }
+        }
+    }
+}
+
+async fn sweep(runtime: &dyn Runtime) {
+    match runtime.sweep().await {
+        Ok(freed) => freed.iter().for_each(|line| tracing::info!("freed: {line}")),
+        Err(error) => tracing::warn!("freeing what an earlier crash left: {}", chain(&error)),
+    }
+}
+
+async fn wake_by_uid(ctx: &Context, uid: &str, wake: &mpsc::Sender<ObjectRef<Workload>>) {
+    if let Some(workload) = ctx.workload_by_uid(uid) {
+        let _ = wake.send(ObjectRef::from_obj(&*workload)).await;
+    }
+    let running = i64::try_from(ctx.containers.running()).unwrap_or(i64::MAX);
+    ctx.metrics.containers_running.set(running);
+}
+
+/// The slow pass over what no event told: reads all containers again.
+async fn audit(ctx: Arc<Context>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(ctx.settings.audit);
+    tick.tick().await;
+    loop {
+        tokio::select! {
+            // Cancel-safe: both only wait.
+            _ = tick.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        if let Err(error) = ctx.containers.resync().await {
+            tracing::warn!("audit: {}", chain(&error));
+        }
+        count_phases(&ctx);
+    }
+}
+
+fn count_phases(ctx: &Context) {
+    ctx.metrics.workloads.reset();
+    for workload in ctx.stores.workloads.state() {
+        let phase = workload.status.as_ref().and_then(|s| s.phase).map_or("Pending", |p| p.as_str());
+        ctx.metrics.workloads.with_label_values(&[phase]).inc();
+        tracing::trace!(workload = %workload.name_any(), phase);
+    }
+}

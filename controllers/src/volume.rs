@@ -1,0 +1,177 @@
+//! Volume: storage of this node that outlives the Workloads that use it.
+//!
+//! A Volume that is used cannot go: its condition names the users. What happens with the data afterwards is said by
+//! `reclaimPolicy`, and a given path is never deleted.
+
+use std::sync::Arc;
+
+use kube::ResourceExt;
+use kube::runtime::events::EventType;
+use nodelet_crds::common::{condition_type, now, set_condition};
+use nodelet_crds::volume::{ReclaimPolicy, Volume, VolumePhase, VolumeStatus};
+use nodelet_crds::workload::Workload;
+use nodelet_crds::{labels, reasons};
+use nodelet_drivers::volumes::{self, Usage};
+
+use crate::context::{Context, chain, set_finalizer};
+use crate::controller::{Outcome, Reconciler, object_key};
+
+mod desired;
+
+use desired::Desired;
+
+/// The reconciler of Volumes.
+pub struct Volumes;
+
+impl Reconciler for Volumes {
+    type Kind = Volume;
+    const KIND: &'static str = "Volume";
+
+    async fn reconcile(ctx: Arc<Context>, object: Arc<Volume>) -> Outcome {
+        let key = object_key(&*object);
+        match pass(&ctx, &object).await {
+            Ok(outcome) => {
+                ctx.attempts.succeeded(Self::KIND, &key);
+                outcome
+            }
+            Err(error) => {
+                let retry = ctx.attempts.failed(Self::KIND, &key);
+                let message = format!("{}; next try in {} s", chain(&error), retry.as_secs() + 1);
+                tracing::warn!(volume = %key, "reconcile failed: {message}");
+                ctx.event(&*object, EventType::Warning, reasons::MOUNT_FAILED, message.clone()).await;
+                write(&ctx, &object, State::failed(reasons::MOUNT_FAILED, message)).await;
+                Outcome::Failed(retry)
+            }
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("talking to the API")]
+    Api(#[from] kube::Error),
+    #[error("providing the volume")]
+    Volume(#[from] volumes::Error),
+}
+
+/// What the status is made from.
+struct State {
+    phase: VolumePhase,
+    reason: &'static str,
+    message: String,
+    path: Option<String>,
+    usage: Option<Usage>,
+    users: Vec<String>,
+}
+
+impl State {
+    fn failed(reason: &'static str, message: String) -> Self {
+        Self { phase: VolumePhase::Failed, reason, message, path: None, usage: None, users: Vec::new() }
+    }
+}
+
+async fn pass(ctx: &Arc<Context>, object: &Volume) -> Result<Outcome, Error> {
+    let desired = match desired::validate(object, &ctx.settings.node_name) {
+        Ok(Some(desired)) => desired,
+        // Another node's.
+        Ok(None) => return Ok(Outcome::Settled),
+        Err(invalid) => {
+            if object.metadata.deletion_timestamp.is_some() {
+                // It was never made.
+                set_finalizer(&ctx.client, object, labels::FINALIZER, false).await?;
+                return Ok(Outcome::Settled);
+            }
+            write(ctx, object, State::failed(invalid.reason, invalid.message)).await;
+            return Ok(Outcome::Settled);
+        }
+    };
+    let users = users(ctx, object);
+    if object.metadata.deletion_timestamp.is_some() {
+        return let_go(ctx, object, &desired, users).await;
+    }
+    set_finalizer(&ctx.client, object, labels::FINALIZER, true).await?;
+    let volume = ctx.drivers.volumes.ensure(&desired.spec).await?;
+    let usage = ctx.drivers.volumes.usage(&desired.spec).await?;
+    let state = State {
+        phase: if users.is_empty() { VolumePhase::Ready } else { VolumePhase::InUse },
+        reason: reasons::READY,
+        message: String::new(),
+        path: Some(volume.path.to_string_lossy().into_owned()),
+        usage: Some(usage),
+        users,
+    };
+    write(ctx, object, state).await;
+    Ok(Outcome::Settled)
+}
+
+async fn let_go(
+    ctx: &Arc<Context>,
+    object: &Volume,
+    desired: &Desired,
+    users: Vec<String>,
+) -> Result<Outcome, Error> {
+    if !object.finalizers().iter().any(|f| f == labels::FINALIZER) {
+        return Ok(Outcome::Settled);
+    }
+    if !users.is_empty() {
+        let message = format!("deleted when no longer used by {}", users.join(", "));
+        let path = object.status.as_ref().and_then(|s| s.path.clone());
+        let state =
+            State { phase: VolumePhase::InUse, reason: reasons::TERMINATING, message, path, usage: None, users };
+        write(ctx, object, state).await;
+        return Ok(Outcome::Settled);
+    }
+    let delete = object.spec.reclaim_policy == ReclaimPolicy::Delete;
+    ctx.drivers.volumes.remove(&desired.spec, delete).await?;
+    tracing::info!(volume = %object_key(object), data_deleted = delete, "volume removed");
+    set_finalizer(&ctx.client, object, labels::FINALIZER, false).await?;
+    Ok(Outcome::Settled)
+}
+
+/// Names of the Workloads that mount it and have, or may soon have, containers.
+fn users(ctx: &Context, object: &Volume) -> Vec<String> {
+    let (namespace, name) = (object.namespace(), object.name_any());
+    let mounts = |w: &Workload| w.spec.volumes.iter().any(|v| v.volume.as_ref().is_some_and(|v| v.name == name));
+    let mut users: Vec<String> = ctx
+        .stores
+        .workloads
+        .state()
+        .iter()
+        .filter(|w| w.namespace() == namespace && mounts(w))
+        .filter(|w| {
+            let uid = w.metadata.uid.as_deref().unwrap_or_default();
+            let wanted = !w.spec.stopped && w.metadata.deletion_timestamp.is_none();
+            wanted || !ctx.sandboxes.of_workload(uid).is_empty()
+        })
+        .map(|w| w.name_any())
+        .collect();
+    users.sort();
+    users
+}
+
+async fn write(ctx: &Context, object: &Volume, state: State) {
+    let generation = object.metadata.generation;
+    let mut status: VolumeStatus = object.status.clone().unwrap_or_default();
+    let ready = matches!(state.phase, VolumePhase::Ready | VolumePhase::InUse);
+    status.observed_generation = generation;
+    status.node_name = Some(ctx.settings.node_name.clone());
+    status.phase = Some(state.phase);
+    status.path = state.path;
+    if let Some(usage) = state.usage {
+        status.capacity_bytes = Some(usage.capacity_bytes);
+        status.used_bytes = usage.used_bytes;
+    }
+    status.used_by = state.users;
+    set_condition(
+        &mut status.conditions,
+        condition_type::READY,
+        ready,
+        state.reason,
+        state.message,
+        generation,
+        now(),
+    );
+    if let Err(error) = ctx.write_status(object, object.status.as_ref(), &status).await {
+        tracing::warn!(volume = %object_key(object), "writing the status: {}", chain(&error));
+    }
+}

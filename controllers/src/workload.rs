@@ -1,0 +1,169 @@
+//! Workload: containers that live together, from their declaration to running processes.
+//!
+//! One pass reads like this: take up what the workload refers to, check it all once, look at the node, plan, apply,
+//! report. Every pass ends with a status, failed ones too.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kube::ResourceExt;
+use kube::runtime::events::EventType;
+use nodelet_crds::workload::Workload;
+use nodelet_crds::workload::volume_source::HostPathType as ApiHostPathType;
+use nodelet_crds::{labels, reasons};
+use nodelet_drivers::volumes::HostPathType;
+
+use crate::context::{Context, chain, set_finalizer};
+use crate::controller::{Outcome, Reconciler, object_key};
+use crate::invalid::Invalid;
+
+pub mod apply;
+pub mod containers;
+pub mod dereference;
+pub mod desired;
+pub mod env;
+pub mod files;
+pub mod limits;
+pub mod model;
+pub mod observe;
+pub mod orphans;
+pub mod plan;
+pub mod refs;
+pub mod sandboxes;
+pub mod security;
+pub mod status;
+pub mod stops;
+pub mod volumes;
+
+use model::Intent;
+use status::Report;
+
+/// The reconciler of Workloads.
+pub struct Workloads;
+
+impl Reconciler for Workloads {
+    type Kind = Workload;
+    const KIND: &'static str = "Workload";
+
+    async fn reconcile(ctx: Arc<Context>, object: Arc<Workload>) -> Outcome {
+        let key = object_key(&*object);
+        if object.spec.node_name.as_deref().is_some_and(|node| node != ctx.settings.node_name) {
+            return Outcome::Settled;
+        }
+        match pass(&ctx, &object).await {
+            Ok(outcome) => {
+                ctx.attempts.succeeded(Self::KIND, &key);
+                outcome
+            }
+            Err(error) => {
+                let retry = ctx.attempts.failed(Self::KIND, &key);
+                let message = format!("{}; next try in {} s", chain(&error), retry.as_secs() + 1);
+                tracing::warn!(workload = %key, "reconcile failed: {message}");
+                ctx.event(&*object, EventType::Warning, error.reason(), chain(&error)).await;
+                status::publish(&ctx, &object, Report::Failed { reason: error.reason(), message }).await;
+                Outcome::Failed(retry)
+            }
+        }
+    }
+}
+
+/// A pass failed for a reason of the node or the API.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("talking to the API")]
+    Api(#[from] kube::Error),
+    #[error("looking at the node")]
+    Observe(#[from] observe::Error),
+    #[error(transparent)]
+    Apply(#[from] apply::Error),
+}
+
+impl Error {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Api(_) => reasons::RECONCILE_ERROR,
+            Self::Observe(_) => reasons::NODE_UNREADABLE,
+            Self::Apply(error) => error.reason(),
+        }
+    }
+}
+
+async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
+    let deleting = object.metadata.deletion_timestamp.is_some();
+    if deleting && !object.finalizers().iter().any(|f| f == labels::FINALIZER) {
+        return Ok(Outcome::Settled);
+    }
+    if !deleting {
+        set_finalizer(&ctx.client, object, labels::FINALIZER, true).await?;
+    }
+    let references = dereference::dereference(ctx, object).await?;
+    let place = desired::Place::of(ctx);
+    let desired = match desired::validate(object, &references, &place) {
+        Ok(desired) => desired,
+        Err(invalid) if deleting || object.spec.stopped => {
+            // What cannot be understood can still be taken down.
+            tracing::debug!(workload = %object_key(object), "taken down unchecked: {}", invalid.message);
+            desired::for_removal(object, &place).map_err(|e| apply::Error::Name(e))?
+        }
+        Err(invalid) => return Ok(refuse(ctx, object, invalid).await),
+    };
+    let desired = Arc::new(desired);
+    let Some(observed) = observe::observe(ctx, object, &desired).await? else {
+        // Containers have not been read yet; that they were wakes us.
+        return Ok(Outcome::Settled);
+    };
+    let plan = plan::plan(&desired, &observed, ctx.now());
+    if !plan.steps.is_empty() {
+        tracing::info!(plan = %serde_json::to_string(&plan).unwrap_or_default(), "workload plan");
+    }
+    let applied = apply::apply(ctx, object, &desired, &plan).await;
+    // Status is made from what is there now, also when a step failed.
+    let after = match plan.steps.is_empty() {
+        true => Some(observed.clone()),
+        false => observe::observe(ctx, object, &desired).await?,
+    };
+    applied?;
+    let Some(after) = after else { return Ok(Outcome::Settled) };
+    if desired.intent == Intent::Delete && observe::is_clear(&after) {
+        set_finalizer(&ctx.client, object, labels::FINALIZER, false).await?;
+        return Ok(Outcome::Settled);
+    }
+    status::publish(ctx, object, Report::Seen { desired: &desired, before: &observed, observed: &after, plan: &plan }).await;
+    // A plan is made for what was there; what its steps changed is looked at again at once.
+    Ok(match plan.again_in {
+        Some(after) => Outcome::Again(after),
+        None if desired.intent != Intent::Run && !observe::is_clear(&after) => Outcome::Again(std::time::Duration::ZERO),
+        None => Outcome::Settled,
+    })
+}
+
+/// Only an edit helps: what runs is left alone.
+async fn refuse(ctx: &Context, object: &Workload, invalid: Invalid) -> Outcome {
+    ctx.event(object, EventType::Warning, invalid.reason, invalid.message.clone()).await;
+    status::publish(ctx, object, Report::Failed { reason: invalid.reason, message: invalid.message }).await;
+    Outcome::Settled
+}
+
+/// `<dataDir>/logs/<namespace>_<workload>_<uid>`: one directory below it for each container.
+pub fn log_directory(data_dir: &Path, workload: &Workload) -> PathBuf {
+    data_dir.join("logs").join(format!(
+        "{}_{}_{}",
+        workload.namespace().unwrap_or_default(),
+        workload.name_any(),
+        workload.metadata.uid.as_deref().unwrap_or_default()
+    ))
+}
+
+/// The driver's word for a hostPath type.
+pub fn host_path_type(kind: ApiHostPathType) -> HostPathType {
+    match kind {
+        ApiHostPathType::Unchecked => HostPathType::Any,
+        ApiHostPathType::DirectoryOrCreate => HostPathType::DirectoryOrCreate,
+        ApiHostPathType::Directory => HostPathType::Directory,
+        ApiHostPathType::FileOrCreate => HostPathType::FileOrCreate,
+        ApiHostPathType::File => HostPathType::File,
+        ApiHostPathType::Socket => HostPathType::Socket,
+        ApiHostPathType::CharDevice => HostPathType::CharDevice,
+        ApiHostPathType::BlockDevice => HostPathType::BlockDevice,
+    }
+}

@@ -1,0 +1,333 @@
+//! The values that pass between the steps of a workload's reconcile: what is wanted, what is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use nodelet_crds::workload::RestartPolicy;
+use nodelet_drivers::cgroups::Limits;
+use nodelet_drivers::ids::{CgroupPath, ContainerId, NetworkKey, SandboxId};
+use nodelet_drivers::images::Fetch;
+use nodelet_drivers::network::{Attachment, Protocol, PublishedPort};
+use nodelet_drivers::runtime::{Container, LogTarget, Security, TaskState};
+use nodelet_drivers::sandbox::{EtcFiles, SandboxSpec};
+use nodelet_drivers::volumes::{Ephemeral, HostPathType};
+use serde::Serialize;
+
+/// One workload as it should be on this node, checked and complete: nothing here needs the API any more.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Desired {
+    /// `<namespace>/<name>`, for messages.
+    pub title: String,
+    /// The generation it was made from.
+    pub generation: i64,
+    /// Run it, or see that it does not run.
+    pub intent: Intent,
+    /// Everything around the containers.
+    pub sandbox: SandboxWish,
+    /// The workload's own cgroup.
+    pub cgroup: CgroupPath,
+    /// Init containers, in order.
+    pub init: Vec<ContainerWish>,
+    /// The containers.
+    pub containers: Vec<ContainerWish>,
+    /// What happens when a container ends by itself.
+    pub restart: RestartPolicy,
+    /// Time between the request to stop and the kill.
+    pub grace: Duration,
+    /// What has to come first; while there is anything, nothing new is started and nothing that runs is touched.
+    pub waits: Vec<Wait>,
+}
+
+/// What should happen with the workload as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Intent {
+    /// It should run.
+    Run,
+    /// It should be stopped and kept.
+    Stop,
+    /// It is being deleted.
+    Delete,
+}
+
+/// Something that the workload waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Wait {
+    /// A reason constant.
+    pub reason: &'static str,
+    /// What is missing and, where known, what to do.
+    pub message: String,
+    /// Which condition shows it.
+    pub about: About,
+}
+
+/// The part of a workload that a wait is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub enum About {
+    Configuration,
+    Dependencies,
+    Networks,
+    Volumes,
+}
+
+/// The sandbox as it should be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SandboxWish {
+    /// Namespaces, host name, sysctls, labels.
+    pub spec: SandboxSpec,
+    /// Networks to be attached to, the first with the default route.
+    pub attachments: Vec<AttachWish>,
+    /// Ports to be published on the node.
+    pub ports: Vec<PortWish>,
+    /// Host aliases, resolver settings; addresses are added when they are known.
+    pub etc: EtcFiles,
+    /// Volumes, by the name that mounts use.
+    pub volumes: BTreeMap<String, VolumeWish>,
+}
+
+/// One network to be attached to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachWish {
+    /// The network.
+    pub network: NetworkKey,
+    /// Static addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A port to be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct PortWish {
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub protocol: Protocol,
+    pub target_port: u16,
+}
+
+/// A volume of the workload.
+#[derive(Debug, Clone, PartialEq)]
+pub enum VolumeWish {
+    /// A path that is there already: a Volume object's.
+    Path(std::path::PathBuf),
+    /// A path of the node, checked when it is used.
+    HostPath(std::path::PathBuf, HostPathType),
+    /// A directory of the sandbox.
+    Ephemeral(Ephemeral),
+}
+
+/// One container as it should be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerWish {
+    /// Its name in the workload.
+    pub name: String,
+    /// The image it needs, as the pull sees it.
+    pub image: ImageWish,
+    /// Command to security: everything of the runtime's specification that is known before the start.
+    pub template: Template,
+    /// Limits; may change while it runs.
+    pub limits: Limits,
+    /// Changes exactly when a running container must be replaced to match.
+    pub hash: String,
+    /// Probes, if any.
+    pub probes: Probes,
+    /// Run before the stop signal.
+    pub pre_stop: Option<Vec<String>>,
+    /// Run after the start.
+    pub post_start: Option<Vec<String>>,
+}
+
+/// The probes of a container.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs)]
+pub struct Probes {
+    pub startup: Option<nodelet_crds::workload::Probe>,
+    pub liveness: Option<nodelet_crds::workload::Probe>,
+    pub readiness: Option<nodelet_crds::workload::Probe>,
+}
+
+impl Probes {
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.startup.is_none() && self.liveness.is_none() && self.readiness.is_none()
+    }
+}
+
+/// The image of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageWish {
+    /// Where it comes from and with which credentials.
+    pub fetch: Fetch,
+    /// When it is fetched.
+    pub policy: PullRule,
+}
+
+/// When an image is fetched, given whether it is on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum PullRule {
+    /// Only if it is absent.
+    IfAbsent,
+    /// Before every start.
+    Always,
+    /// Before every start; what is there serves when that fails.
+    Newer,
+    /// Never.
+    Never,
+}
+
+/// The fixed part of a container's specification.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)]
+pub struct Template {
+    pub command: Vec<String>,
+    pub args: Vec<String>,
+    pub working_dir: Option<String>,
+    pub env: Vec<(String, String)>,
+    pub tty: bool,
+    pub mounts: Vec<MountWish>,
+    pub ulimits: Vec<(String, u64, u64)>,
+    pub security: Security,
+    pub host_pid: bool,
+    pub oom_score_adj: Option<i32>,
+    pub stop_signal: Option<String>,
+    /// Rotation of its log.
+    pub log_max_size: u64,
+    pub log_max_files: u32,
+}
+
+/// One mount of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct MountWish {
+    pub volume: String,
+    pub path: String,
+    pub sub_path: Option<String>,
+    pub read_only: bool,
+    pub propagation: String,
+}
+
+/// What is on the node of one workload.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Observed {
+    /// The sandbox of the wanted revision.
+    pub sandbox: Option<SeenSandbox>,
+    /// Other sandboxes of this workload.
+    pub stale_sandboxes: BTreeSet<SandboxId>,
+    /// All its containers, in whichever sandbox.
+    pub containers: Vec<SeenContainer>,
+    /// Images that a start may need, by container name.
+    pub images: BTreeMap<String, SeenImage>,
+    /// Containers that the API remembers from before, by name: the runtime's own records may be gone.
+    pub remembered: BTreeMap<String, Remembered>,
+    /// Ephemeral volumes whose files are not what they should be.
+    pub outdated_files: BTreeSet<String>,
+}
+
+/// The sandbox of the wanted revision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SeenSandbox {
+    /// Namespaces and files are in place.
+    pub complete: bool,
+    /// Its attachments.
+    pub attachments: Vec<Attachment>,
+    /// Its published ports and whether the kernel has them.
+    pub ports: Vec<(PublishedPort, bool)>,
+}
+
+/// One container of the workload.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SeenContainer {
+    /// The runtime's view.
+    pub container: Container,
+    /// Its name in the workload.
+    pub name: String,
+    /// It is an init container.
+    pub init: bool,
+    /// The sandbox it lives in.
+    pub sandbox: String,
+    /// Its number, unique among the containers of this name.
+    pub attempt: u32,
+    /// How often this container was restarted before it.
+    pub restarts: u32,
+    /// How often in a row its predecessors failed.
+    pub failures: u32,
+    /// [`ContainerWish::hash`] it was made from.
+    pub hash: String,
+    /// How long ago it was asked to stop, by the monotonic clock.
+    pub stopping: Option<Duration>,
+    /// What the probes say.
+    pub health: Health,
+}
+
+impl SeenContainer {
+    /// It has processes.
+    pub fn is_live(&self) -> bool {
+        matches!(self.container.state, TaskState::Running { .. } | TaskState::Paused { .. })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &ContainerId {
+        &self.container.id
+    }
+}
+
+/// What the probes of a running container say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// The startup probe succeeded, or there is none.
+    pub started: bool,
+    /// The readiness probe succeeds, or there is none.
+    pub ready: bool,
+    /// A liveness or startup probe failed for good: it must be restarted.
+    pub failed: bool,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { started: true, ready: true, failed: false }
+    }
+}
+
+/// How an image that a start needs stands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SeenImage {
+    /// On the node; `name` is the image record, `digest` what it points at.
+    Present {
+        /// The image record.
+        name: String,
+        /// `sha256:…`.
+        digest: String,
+    },
+    /// Being fetched.
+    Pulling {
+        /// For the condition: bytes and phase.
+        message: String,
+    },
+    /// Cannot be had, for now or for good.
+    Failed {
+        /// A reason constant.
+        reason: &'static str,
+        /// The cause chain.
+        message: String,
+    },
+}
+
+/// What the status of the workload remembers of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// Restarts so far.
+    pub restarts: u32,
+    /// It had ended with this code, under the present specification.
+    pub exit_code: Option<i32>,
+    /// The number of its next attempt.
+    pub next_attempt: u32,
+}
+
+/// The log of a container attempt.
+pub fn log_target(directory: &std::path::Path, container: &str, attempt: u32, template: &Template) -> LogTarget {
+    LogTarget::File {
+        path: directory.join(container).join(format!("{attempt}.log")),
+        max_size: template.log_max_size,
+        max_files: template.log_max_files,
+    }
+}

@@ -1,0 +1,207 @@
+//! From a workload's volumes to what its containers mount.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use nodelet_crds::common::{condition_type, find_condition};
+use nodelet_crds::reasons;
+use nodelet_crds::volume::VolumePhase;
+use nodelet_crds::workload::{
+    EmptyDirMedium, EmptyDirVolumeSource, KeyToPath, OnChange, VolumeReference, VolumeSource, Workload,
+};
+use nodelet_drivers::volumes::{Ephemeral, FileContent};
+
+use super::dereference::References;
+use super::env::missing;
+use super::files::fingerprint;
+use super::model::{About, VolumeWish, Wait};
+use crate::invalid::Invalid;
+use crate::names::short_hash;
+
+/// All volumes of a workload.
+#[derive(Debug, Default)]
+pub struct Volumes {
+    /// What can be mounted.
+    pub wishes: BTreeMap<String, VolumeWish>,
+    /// What cannot yet; there is a [`Wait`] for each.
+    pub waiting: BTreeSet<String>,
+    /// Volumes whose access mode allows reading only.
+    pub read_only: BTreeSet<String>,
+    /// For `onChange: Restart`: a hash of the content, by volume.
+    pub restart_on: BTreeMap<String, String>,
+}
+
+/// Resolves the volumes; what is missing is added to `waits`.
+pub fn volumes(object: &Workload, references: &References, waits: &mut Vec<Wait>) -> Result<Volumes, Invalid> {
+    let group = object.spec.security_context.as_ref().and_then(|context| context.fs_group);
+    let mut volumes = Volumes::default();
+    for (index, volume) in object.spec.volumes.iter().enumerate() {
+        let path = format!("spec.volumes[{index}]");
+        let name = volume.name.clone();
+        let before = waits.len();
+        let wish = match volume.source() {
+            Some(VolumeSource::Volume(reference)) => {
+                let wish = volume_object(reference, &path, references, waits);
+                if let Some((_, true)) = wish {
+                    volumes.read_only.insert(name.clone());
+                }
+                wish.map(|(path, _)| VolumeWish::Path(path))
+            }
+            Some(VolumeSource::EmptyDir(source)) => Some(VolumeWish::Ephemeral(empty_dir(source, &path)?)),
+            Some(VolumeSource::HostPath(source)) => Some(VolumeWish::HostPath(
+                PathBuf::from(&source.path),
+                super::host_path_type(source.type_),
+            )),
+            Some(VolumeSource::ConfigMap(source)) => {
+                let content = config_map(references, &source.name);
+                let optional = source.optional == Some(true);
+                let spec = Files {
+                    kind: "ConfigMap",
+                    name: &source.name,
+                    items: &source.items,
+                    mode: source.default_mode.map_or(0o644, u32::from),
+                    optional,
+                };
+                files(&spec, content, false, group, waits).map(|f| changing(&mut volumes, &name, f, source.on_change))
+            }
+            Some(VolumeSource::Secret(source)) => {
+                let content = secret(references, &source.secret_name);
+                let optional = source.optional == Some(true);
+                let spec = Files {
+                    kind: "Secret",
+                    name: &source.secret_name,
+                    items: &source.items,
+                    mode: source.default_mode.map_or(0o644, u32::from),
+                    optional,
+                };
+                files(&spec, content, true, group, waits).map(|f| changing(&mut volumes, &name, f, source.on_change))
+            }
+            Some(VolumeSource::Image(_) | VolumeSource::DownwardApi(_) | VolumeSource::Projected(_)) => {
+                // Refused before as unsupported.
+                return Err(Invalid::field(path, "this source is not supported"));
+            }
+            None => return Err(Invalid::field(path, "exactly one source is needed")),
+        };
+        match wish {
+            Some(wish) => {
+                volumes.wishes.insert(name, wish);
+            }
+            None => {
+                debug_assert!(waits.len() > before, "a missing volume is waited for");
+                volumes.waiting.insert(name);
+            }
+        }
+    }
+    Ok(volumes)
+}
+
+fn changing(volumes: &mut Volumes, name: &str, files: Ephemeral, on_change: OnChange) -> VolumeWish {
+    if on_change == OnChange::Restart {
+        let print = fingerprint(&files);
+        volumes.restart_on.insert(name.to_owned(), short_hash(&format!("{print:?}"), 16));
+    }
+    VolumeWish::Ephemeral(files)
+}
+
+/// The path of a Volume object, and whether it may be mounted for reading only.
+fn volume_object(
+    reference: &VolumeReference,
+    path: &str,
+    references: &References,
+    waits: &mut Vec<Wait>,
+) -> Option<(PathBuf, bool)> {
+    let name = &reference.name;
+    let mut wait = |reason, message: String| {
+        waits.push(Wait { reason, message: format!("{path}: {message}"), about: About::Volumes });
+        None
+    };
+    let Some(volume) = references.volumes.get(name).and_then(Option::as_ref) else {
+        return wait(reasons::NOT_FOUND, format!("Volume {name:?} does not exist in this namespace"));
+    };
+    if let Some(holder) = references.holders.get(name) {
+        return wait(
+            reasons::VOLUME_IN_USE,
+            format!("Volume {name:?} is ReadWriteOnce and used by Workload {holder:?}"),
+        );
+    }
+    let status = volume.status.clone().unwrap_or_default();
+    let ready = matches!(status.phase, Some(VolumePhase::Ready | VolumePhase::InUse));
+    match status.path {
+        Some(path) if ready => {
+            Some((PathBuf::from(path), super::desired::is_read_only(volume.spec.access_mode)))
+        }
+        _ => {
+            let why = find_condition(&status.conditions, condition_type::READY).map_or("", |c| c.message.as_str());
+            let message = format!("Volume {name:?} is not ready: {why}");
+            wait(reasons::VOLUMES_PENDING, message.trim_end_matches(": ").to_owned())
+        }
+    }
+}
+
+fn empty_dir(source: &EmptyDirVolumeSource, path: &str) -> Result<Ephemeral, Invalid> {
+    let limit = source.size_limit.as_ref().map(|q| q.bytes()).transpose();
+    let size_limit = limit.map_err(|error| Invalid::field(format!("{path}.emptyDir.sizeLimit"), error))?;
+    Ok(match source.medium {
+        EmptyDirMedium::Disk => Ephemeral::Disk,
+        EmptyDirMedium::Memory => Ephemeral::Memory { size_limit },
+    })
+}
+
+type Content = BTreeMap<String, Vec<u8>>;
+
+fn config_map(references: &References, name: &str) -> Option<Content> {
+    let map = references.config_maps.get(name)?.as_ref()?;
+    let text = map.data.iter().flatten().map(|(key, value)| (key.clone(), value.clone().into_bytes()));
+    let binary = map.binary_data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone()));
+    Some(text.chain(binary).collect())
+}
+
+fn secret(references: &References, name: &str) -> Option<Content> {
+    let secret = references.secrets.get(name)?.as_ref()?;
+    Some(secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect())
+}
+
+/// What the workload says about a volume of files.
+struct Files<'a> {
+    kind: &'static str,
+    name: &'a str,
+    items: &'a [KeyToPath],
+    mode: u32,
+    optional: bool,
+}
+
+fn files(
+    spec: &Files<'_>,
+    content: Option<Content>,
+    in_memory: bool,
+    gid: Option<u32>,
+    waits: &mut Vec<Wait>,
+) -> Option<Ephemeral> {
+    let content = match content {
+        Some(content) => content,
+        None if spec.optional => Content::new(),
+        None => {
+            waits.push(missing(spec.kind, spec.name, None));
+            return None;
+        }
+    };
+    let mut files = BTreeMap::new();
+    if spec.items.is_empty() {
+        files.extend(content.into_iter().map(|(key, data)| (key, FileContent { data, mode: spec.mode })));
+    } else {
+        for item in spec.items {
+            match content.get(&item.key) {
+                Some(data) => {
+                    let mode = item.mode.map_or(spec.mode, u32::from);
+                    files.insert(item.path.clone(), FileContent { data: data.clone(), mode });
+                }
+                None if spec.optional => {}
+                None => {
+                    waits.push(missing(spec.kind, spec.name, Some(&item.key)));
+                    return None;
+                }
+            }
+        }
+    }
+    Some(Ephemeral::Files { files, in_memory, gid })
+}
