@@ -9,10 +9,7 @@ use crate::context::find;
 
 /// The credentials that the Image's pull secrets have for its registry: the first that fits. The inner error says
 /// which Secret is missing or unusable.
-pub async fn for_image(
-    client: &Client,
-    image: &Image,
-) -> Result<Result<Option<Credentials>, String>, kube::Error> {
+pub async fn for_image(client: &Client, image: &Image) -> Result<Result<Option<Credentials>, String>, kube::Error> {
     let namespace = image.namespace().unwrap_or_default();
     for (index, reference) in image.spec.pull_secrets.iter().enumerate() {
         let field = format!("spec.pullSecrets[{index}]");

@@ -9,8 +9,8 @@ use std::time::Duration;
 use kube::ResourceExt;
 use kube::runtime::events::EventType;
 use nodelet_crds::image::Image;
-use nodelet_crds::{labels, reasons};
 use nodelet_crds::node_state::{ImagePhase, NodeImage};
+use nodelet_crds::{labels, reasons};
 use nodelet_drivers::images::{self, Progress};
 
 use crate::context::{Context, chain, set_finalizer};

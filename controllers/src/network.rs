@@ -92,11 +92,8 @@ async fn pass(ctx: &Arc<Context>, object: &Network) -> Result<Outcome, Error> {
         Desired::NothingToMake => None,
         Desired::Bridge(spec) => Some(spec),
         Desired::BridgeWithoutSubnet(mut spec) => {
-            spec.subnets = vec![network::Subnet {
-                cidr: ctx.drivers.networks.free_subnet().await?,
-                gateway: None,
-                range: None,
-            }];
+            spec.subnets =
+                vec![network::Subnet { cidr: ctx.drivers.networks.free_subnet().await?, gateway: None, range: None }];
             Some(spec)
         }
     };
@@ -123,11 +120,8 @@ async fn let_go(ctx: &Arc<Context>, object: &Network, spec: Option<NetworkSpec>)
     }
     let Some(spec) = spec else { return done(ctx, object).await };
     let attached = ctx.drivers.networks.list_attachments().await?;
-    let users: Vec<String> = attached
-        .iter()
-        .filter(|a| a.spec.network == spec.key)
-        .map(|a| a.spec.sandbox.to_string())
-        .collect();
+    let users: Vec<String> =
+        attached.iter().filter(|a| a.spec.network == spec.key).map(|a| a.spec.sandbox.to_string()).collect();
     if !users.is_empty() {
         let message = format!("deleted when no longer used by {}", users.join(", "));
         let part = NodeNetwork { phase: PartPhase::Ready, message, ..part(object) };

@@ -74,7 +74,9 @@ impl Pulls {
     /// Transfers through `images`, until `stop`.
     pub fn new(images: Arc<dyn Images>, stop: CancellationToken) -> Self {
         let (changed, _) = broadcast::channel(256);
-        Self { shared: Arc::new(Shared { images, entries: Mutex::default(), changed, tasks: TaskTracker::new(), stop }) }
+        Self {
+            shared: Arc::new(Shared { images, entries: Mutex::default(), changed, tasks: TaskTracker::new(), stop }),
+        }
     }
 
     /// References (as given in the wish) whose state changed. A receiver that lags must look at everything.
@@ -85,11 +87,8 @@ impl Pulls {
     /// Starts the transfer unless it is under way, was done within `fresh`, or waits after a failure; and says how
     /// it stands. Asking again is free.
     pub fn request(&self, fetch: &Fetch, fresh: Duration) -> PullState {
-        let key = Key {
-            reference: fetch.reference.clone(),
-            source: fetch.source.clone(),
-            platform: fetch.platform.clone(),
-        };
+        let key =
+            Key { reference: fetch.reference.clone(), source: fetch.source.clone(), platform: fetch.platform.clone() };
         let mut entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let failures = match entries.get_mut(&key) {

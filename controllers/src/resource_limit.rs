@@ -71,7 +71,7 @@ async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Err
     }
     let place = place(ctx, object).await?;
     let checked = place.and_then(|path| {
-        Invalid::unsupported(nodelet_crds::unsupported::resource_limit(&object.spec))?;
+        Invalid::unsupported(nodelet_crds::unsupported::unsupported(&object.spec))?;
         Ok((path, desired::limits(&object.spec)?))
     });
     let (path, limits) = match checked {
@@ -148,7 +148,8 @@ async fn place(
     let mut chain = vec![object.name_any()];
     let mut parent = object.spec.parent.clone();
     while let Some(name) = parent {
-        let broken = |why: String| Invalid { reason: reasons::PARENT_UNAVAILABLE, message: format!("spec.parent: {why}") };
+        let broken =
+            |why: String| Invalid { reason: reasons::PARENT_UNAVAILABLE, message: format!("spec.parent: {why}") };
         if chain.contains(&name) {
             chain.reverse();
             return Ok(Err(broken(format!("{name} is its own ancestor: {} > {name}", chain.join(" > ")))));

@@ -120,12 +120,14 @@ pub async fn run(
     };
     let networks = networks.reconcile_on(ReceiverStream::new(woken_networks));
     let volumes = volumes.watches(Api::<Workload>::all(all(&client)), every(), refs::volumes_of);
-    let limits = limits
-        .watches(Api::<Workload>::all(all(&client)), every(), refs::limit_of)
-        .watches(Api::<ResourceLimit>::all(all(&client)), every(), {
+    let limits = limits.watches(Api::<Workload>::all(all(&client)), every(), refs::limit_of).watches(
+        Api::<ResourceLimit>::all(all(&client)),
+        every(),
+        {
             let ctx = ctx.clone();
             move |o| refs::limits_below(&ctx, &o)
-        });
+        },
+    );
 
     let runtime_events = ctx.drivers.runtime.events();
     tokio::join!(

@@ -104,12 +104,7 @@ async fn pass(ctx: &Arc<Context>, object: &Volume) -> Result<Outcome, Error> {
     Ok(Outcome::Settled)
 }
 
-async fn let_go(
-    ctx: &Arc<Context>,
-    object: &Volume,
-    desired: &Desired,
-    users: Vec<String>,
-) -> Result<Outcome, Error> {
+async fn let_go(ctx: &Arc<Context>, object: &Volume, desired: &Desired, users: Vec<String>) -> Result<Outcome, Error> {
     if !object.finalizers().iter().any(|f| f == labels::FINALIZER) {
         return Ok(Outcome::Settled);
     }
@@ -162,15 +157,7 @@ async fn write(ctx: &Context, object: &Volume, state: State) {
         status.used_bytes = usage.used_bytes;
     }
     status.used_by = state.users;
-    set_condition(
-        &mut status.conditions,
-        condition_type::READY,
-        ready,
-        state.reason,
-        state.message,
-        generation,
-        now(),
-    );
+    set_condition(&mut status.conditions, condition_type::READY, ready, state.reason, state.message, generation, now());
     if let Err(error) = ctx.write_status(object, object.status.as_ref(), &status).await {
         tracing::warn!(volume = %object_key(object), "writing the status: {}", chain(&error));
     }

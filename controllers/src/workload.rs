@@ -128,11 +128,14 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
         set_finalizer(&ctx.client, object, labels::FINALIZER, false).await?;
         return Ok(Outcome::Settled);
     }
-    status::publish(ctx, object, Report::Seen { desired: &desired, before: &observed, observed: &after, plan: &plan }).await;
+    status::publish(ctx, object, Report::Seen { desired: &desired, before: &observed, observed: &after, plan: &plan })
+        .await;
     // A plan is made for what was there; what its steps changed is looked at again at once.
     Ok(match plan.again_in {
         Some(after) => Outcome::Again(after),
-        None if desired.intent != Intent::Run && !observe::is_clear(&after) => Outcome::Again(std::time::Duration::ZERO),
+        None if desired.intent != Intent::Run && !observe::is_clear(&after) => {
+            Outcome::Again(std::time::Duration::ZERO)
+        }
         None => Outcome::Settled,
     })
 }

@@ -25,6 +25,15 @@ pub const SPEC_HASH: &str = "nodelet.dev/spec-hash";
 pub const GENERATION: &str = "nodelet.dev/generation";
 /// Container label: [`TYPE_INIT`] or [`TYPE_MAIN`].
 pub const TYPE: &str = "nodelet.dev/type";
+/// The sandbox that a container lives in.
+pub const SANDBOX: &str = "nodelet.dev/sandbox";
+/// How often the container was restarted before, in decimal.
+pub const RESTARTS: &str = "nodelet.dev/restarts";
+/// How often in a row its predecessors failed, in decimal; the back-off grows with it.
+pub const FAILURES: &str = "nodelet.dev/failures";
+/// Digest of the image that the container was made from.
+pub const IMAGE_DIGEST: &str = "nodelet.dev/image-digest";
+
 /// Value of [`TYPE`]: runs to completion before the main containers start.
 pub const TYPE_INIT: &str = "init";
 /// Value of [`TYPE`]: one of `spec.containers`.
@@ -59,6 +68,10 @@ mod tests {
             SPEC_HASH,
             GENERATION,
             TYPE,
+            SANDBOX,
+            RESTARTS,
+            FAILURES,
+            IMAGE_DIGEST,
             SOURCE,
             SOURCE_FILE,
             RESTARTED_AT,

@@ -87,6 +87,17 @@ pub const CONTROLLER_MISSING: &str = "ControllerMissing";
 /// The parent of a ResourceLimit is missing or part of a loop.
 pub const PARENT_UNAVAILABLE: &str = "ParentUnavailable";
 
+/// The sandbox (namespaces, shared files) could not be made.
+pub const SANDBOX_FAILED: &str = "SandboxFailed";
+/// A network or an attachment to it could not be made.
+pub const NETWORK_FAILED: &str = "NetworkFailed";
+/// A postStart hook failed, and its container was ended.
+pub const POST_START_HOOK_FAILED: &str = "PostStartHookFailed";
+/// The node could not be looked at.
+pub const NODE_UNREADABLE: &str = "NodeUnreadable";
+/// A condition of the node keeps it from working; the message says which.
+pub const NODE_NOT_READY: &str = "NodeNotReady";
+
 /// Init containers are running.
 pub const INITIALIZING: &str = "Initializing";
 /// An init container failed.

@@ -7,6 +7,7 @@
 //! - Half-made content is protected by a lease until it is referenced, and given free by [`Images::remove`] or
 //!   [`crate::runtime::Runtime::sweep`].
 
+pub mod auth;
 pub mod config;
 pub mod manifest;
 pub mod platform;

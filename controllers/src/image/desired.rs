@@ -25,7 +25,7 @@ pub fn validate(
     credentials: Option<Credentials>,
 ) -> Result<Desired, Invalid> {
     let spec = &object.spec;
-    Invalid::unsupported(nodelet_crds::unsupported::image(spec))?;
+    Invalid::unsupported(nodelet_crds::unsupported::unsupported(spec))?;
     let policy = spec.pull_policy;
     if spec.node_selector.as_ref().is_some_and(|selector| !selector.matches(node_labels)) {
         return Ok(Desired { fetch: None, policy });
@@ -36,7 +36,6 @@ pub fn validate(
         Some(archive) => Source::Archive(PathBuf::from(&archive.path)),
         None => Source::Registry,
     };
-    let fetch =
-        Fetch { reference: spec.reference.clone(), source, platform: spec.platform.clone(), credentials };
+    let fetch = Fetch { reference: spec.reference.clone(), source, platform: spec.platform.clone(), credentials };
     Ok(Desired { fetch: Some(fetch), policy })
 }

@@ -2,8 +2,8 @@
 
 use nodelet_crds::common::{condition_type, now, set_condition};
 use nodelet_crds::image::{Image, ImageStatus};
-use nodelet_crds::reasons;
 use nodelet_crds::node_state::{ImagePhase, NodeImage};
+use nodelet_crds::reasons;
 
 use crate::context::Context;
 

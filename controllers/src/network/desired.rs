@@ -30,7 +30,7 @@ pub fn validate(
     chosen: &[ApiSubnet],
 ) -> Result<Desired, Invalid> {
     let spec = &object.spec;
-    Invalid::unsupported(nodelet_crds::unsupported::network(spec))?;
+    Invalid::unsupported(nodelet_crds::unsupported::unsupported(spec))?;
     if spec.node_selector.as_ref().is_some_and(|selector| !selector.matches(node_labels)) {
         return Ok(Desired::NotHere);
     }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use kube::runtime::reflector::ObjectRef;
 use nodelet_crds::network::Network;
 use nodelet_crds::workload::Workload;
 use nodelet_drivers::network::NetworkEvent;
-use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 

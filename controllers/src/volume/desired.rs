@@ -23,7 +23,7 @@ pub fn validate(object: &Volume, node: &str) -> Result<Option<Desired>, Invalid>
     if spec.node_name.as_deref().or(bound).is_some_and(|name| name != node) {
         return Ok(None);
     }
-    Invalid::unsupported(nodelet_crds::unsupported::volume(spec))?;
+    Invalid::unsupported(nodelet_crds::unsupported::unsupported(spec))?;
     let source = match spec.source() {
         Some(VolumeSourceRef::Local(local)) if local.path.is_empty() => VolumeSource::Local,
         Some(VolumeSourceRef::Local(local)) => VolumeSource::LocalPath(PathBuf::from(&local.path)),

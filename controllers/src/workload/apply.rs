@@ -16,9 +16,7 @@ use nodelet_crds::{labels, reasons};
 use nodelet_drivers::cgroups::{self, Cgroups};
 use nodelet_drivers::ids::{ContainerId, IfName, NetworkKey, SandboxId};
 use nodelet_drivers::network::{self, AttachSpec, Attachment};
-use nodelet_drivers::runtime::{
-    self, ContainerSpec, ExecSpec, Mount, MountSource, Namespace, Namespaces, Started,
-};
+use nodelet_drivers::runtime::{self, ContainerSpec, ExecSpec, Mount, MountSource, Namespace, Namespaces, Started};
 use nodelet_drivers::sandbox::{self, EtcPaths, NetNamespace, Sandbox};
 use nodelet_drivers::volumes::{self, Ephemeral, EphemeralSpec};
 
@@ -99,12 +97,7 @@ impl Error {
 }
 
 /// Executes `plan` for `desired`.
-pub async fn apply(
-    ctx: &Arc<Context>,
-    object: &Workload,
-    desired: &Arc<Desired>,
-    plan: &Plan,
-) -> Result<(), Error> {
+pub async fn apply(ctx: &Arc<Context>, object: &Workload, desired: &Arc<Desired>, plan: &Plan) -> Result<(), Error> {
     for step in &plan.steps {
         Applier { ctx, object, desired }.step(step).await?;
     }
@@ -156,12 +149,8 @@ impl Applier<'_> {
                 self.start(&start).await
             }
             Step::UpdateLimits { id, limits } => {
-                self.on_container(
-                    id,
-                    "changing the limits of",
-                    self.ctx.drivers.runtime.update_limits(id, limits),
-                )
-                .await
+                self.on_container(id, "changing the limits of", self.ctx.drivers.runtime.update_limits(id, limits))
+                    .await
             }
         }
     }
@@ -175,9 +164,7 @@ impl Applier<'_> {
     ) -> Result<(), Error> {
         let result = call.await;
         let refreshed = self.ctx.containers.refresh(id).await;
-        result
-            .and(refreshed.map(|_| ()))
-            .map_err(|source| Error::Runtime { container: id.to_string(), doing, source })
+        result.and(refreshed.map(|_| ())).map_err(|source| Error::Runtime { container: id.to_string(), doing, source })
     }
 
     async fn ask(&self, id: &ContainerId, why: Why) -> Result<(), Error> {
@@ -196,9 +183,11 @@ impl Applier<'_> {
         self.ctx.event(self.object, type_, reason, note).await;
         let hook = self.desired.containers.iter().find(|w| w.name == name).and_then(|w| w.pre_stop.clone());
         let Some(command) = hook else {
-            return send_stop(self.ctx, id)
-                .await
-                .map_err(|source| Error::Runtime { container: name, doing: "stopping", source });
+            return send_stop(self.ctx, id).await.map_err(|source| Error::Runtime {
+                container: name,
+                doing: "stopping",
+                source,
+            });
         };
         // The hook may take the whole grace period; the workload's reconcile must not wait for it. If we are
         // killed meanwhile, the next start asks again.
@@ -241,8 +230,7 @@ impl Applier<'_> {
         let wish = &self.desired.sandbox;
         let doing = || format!("attaching to network {network}");
         let sandbox = self.sandbox().await?;
-        let (Some(index), Some(netns)) =
-            (wish.attachments.iter().position(|a| a.network == *network), sandbox.netns)
+        let (Some(index), Some(netns)) = (wish.attachments.iter().position(|a| a.network == *network), sandbox.netns)
         else {
             return Err(Error::Network { doing: doing(), source: network::Error::NotFound(network.clone()) });
         };
@@ -254,12 +242,7 @@ impl Applier<'_> {
             addresses: wish.attachments[index].addresses.clone(),
             default_route: index == 0,
         };
-        self.ctx
-            .drivers
-            .networks
-            .attach(&spec)
-            .await
-            .map_err(|source| Error::Network { doing: doing(), source })
+        self.ctx.drivers.networks.attach(&spec).await.map_err(|source| Error::Network { doing: doing(), source })
     }
 
     async fn attachments(&self) -> Result<Vec<Attachment>, Error> {
@@ -308,11 +291,8 @@ impl Applier<'_> {
     }
 
     async fn ephemeral(&self, name: &str, kind: &Ephemeral) -> Result<PathBuf, Error> {
-        let spec = EphemeralSpec {
-            sandbox: self.desired.sandbox.spec.id.clone(),
-            name: name.to_owned(),
-            kind: kind.clone(),
-        };
+        let spec =
+            EphemeralSpec { sandbox: self.desired.sandbox.spec.id.clone(), name: name.to_owned(), kind: kind.clone() };
         let path = self
             .ctx
             .drivers
@@ -330,9 +310,7 @@ impl Applier<'_> {
     }
 
     async fn start(&self, start: &Start<'_>) -> Result<(), Error> {
-        let failed = |doing| {
-            move |source| Error::Runtime { container: start.wish.name.clone(), doing, source }
-        };
+        let failed = |doing| move |source| Error::Runtime { container: start.wish.name.clone(), doing, source };
         let spec = self.container_spec(start).await?;
         // More than this at once only makes each of them slower.
         let _permit = self.ctx.starts.acquire().await;
@@ -366,7 +344,8 @@ impl Applier<'_> {
         let Some(command) = wish.post_start.clone() else { return Ok(()) };
         let spec = ExecSpec { command, timeout: Some(Duration::from_secs(60)) };
         let runtime = &self.ctx.drivers.runtime;
-        let failed = |source| Error::Runtime { container: wish.name.clone(), doing: "running its postStart hook", source };
+        let failed =
+            |source| Error::Runtime { container: wish.name.clone(), doing: "running its postStart hook", source };
         let result = runtime.exec(id, &spec).await;
         if matches!(&result, Ok(result) if result.code == 0) {
             return Ok(());
@@ -470,10 +449,7 @@ impl Applier<'_> {
             }
         };
         let source = match &mount.sub_path {
-            Some(sub) => volumes
-                .ensure_sub_path(&self.desired.sandbox.spec.id, &root, sub)
-                .await
-                .map_err(failed)?,
+            Some(sub) => volumes.ensure_sub_path(&self.desired.sandbox.spec.id, &root, sub).await.map_err(failed)?,
             None => root,
         };
         Ok(Mount {

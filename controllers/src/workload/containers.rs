@@ -58,10 +58,7 @@ impl ContainerCache {
         // Whatever was read after this list began is younger than the list.
         state.containers.retain(|_, seen| seen.ticket > ticket);
         for container in listed {
-            state
-                .containers
-                .entry(container.id.clone())
-                .or_insert(Seen { ticket, container: Some(container) });
+            state.containers.entry(container.id.clone()).or_insert(Seen { ticket, container: Some(container) });
         }
         Ok(())
     }
@@ -111,9 +108,8 @@ impl ContainerCache {
     /// How many run.
     pub fn running(&self) -> usize {
         let state = self.lock();
-        let running = |seen: &&Seen| {
-            seen.container.as_ref().is_some_and(|c| matches!(c.state, TaskState::Running { .. }))
-        };
+        let running =
+            |seen: &&Seen| seen.container.as_ref().is_some_and(|c| matches!(c.state, TaskState::Running { .. }));
         state.containers.values().filter(running).count()
     }
 

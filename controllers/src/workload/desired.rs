@@ -60,7 +60,7 @@ impl Place {
 /// Checks a workload.
 pub fn validate(object: &Workload, references: &References, place: &Place) -> Result<Desired, Invalid> {
     let spec = &object.spec;
-    Invalid::unsupported(nodelet_crds::unsupported::workload(spec))?;
+    Invalid::unsupported(nodelet_crds::unsupported::unsupported(spec))?;
     if let Some(cycle) = &references.cycle {
         return Err(Invalid::field("spec.dependsOn", format!("a cycle: {}", cycle.join(" > "))));
     }
@@ -83,9 +83,7 @@ pub fn validate(object: &Workload, references: &References, place: &Place) -> Re
     let etc = etc_files(object, references)?;
     let ports = ports(object, &net)?;
     let sandbox_spec = sandbox_spec(object, &net)?;
-    let cgroup = parent
-        .join(sandbox_spec.id.as_str())
-        .map_err(|error| Invalid::field("metadata.name", error))?;
+    let cgroup = parent.join(sandbox_spec.id.as_str()).map_err(|error| Invalid::field("metadata.name", error))?;
     let mut maker = Maker { object, references, place, volumes: &volumes, cgroup: &cgroup, waits };
     let init = maker.containers("spec.initContainers", &spec.init_containers)?;
     let containers = maker.containers("spec.containers", &spec.containers)?;
@@ -230,7 +228,9 @@ fn network(object: &Workload, references: &References, waits: &mut Vec<Wait>) ->
                 let why = find_condition(conditions, condition_type::READY).map_or("", |c| c.message.as_str());
                 waits.push(Wait {
                     reason: reasons::NETWORKS_PENDING,
-                    message: format!("Network {:?} is not ready: {why}", attachment.name).trim_end_matches(": ").to_owned(),
+                    message: format!("Network {:?} is not ready: {why}", attachment.name)
+                        .trim_end_matches(": ")
+                        .to_owned(),
                     about: About::Networks,
                 });
             }
@@ -340,7 +340,9 @@ fn ports(object: &Workload, net: &Net) -> Result<Vec<PortWish>, Invalid> {
                 }
                 continue;
             }
-            if net.attachments.is_empty() && net.namespace == NetNamespace::New && !object.spec.networks.is_empty()
+            if net.attachments.is_empty()
+                && net.namespace == NetNamespace::New
+                && !object.spec.networks.is_empty()
                 && object.spec.networks.iter().any(|n| n.name == "none")
             {
                 let message = "a workload on the network none has no address to publish";
@@ -391,14 +393,8 @@ impl Maker<'_> {
     }
 
     fn container(&mut self, path: &str, container: &Container) -> Result<ContainerWish, Invalid> {
-        let variables = env::variables(
-            self.object,
-            container,
-            path,
-            &self.place.node,
-            self.references,
-            &mut self.waits,
-        )?;
+        let variables =
+            env::variables(self.object, container, path, &self.place.node, self.references, &mut self.waits)?;
         let map: BTreeMap<String, String> = variables.iter().cloned().collect();
         let expand = |words: &[String]| words.iter().map(|word| env::expand(word, &map)).collect();
         let (log_max_size, log_max_files) = logging(path, container)?;
@@ -503,12 +499,8 @@ fn source_key(volume: &VolumeWish) -> String {
 
 fn image(path: &str, container: &Container) -> Result<ImageWish, Invalid> {
     normalize(&container.image).map_err(|error| Invalid::field(format!("{path}.image"), error))?;
-    let fetch = Fetch {
-        reference: container.image.clone(),
-        source: Source::Registry,
-        platform: None,
-        credentials: None,
-    };
+    let fetch =
+        Fetch { reference: container.image.clone(), source: Source::Registry, platform: None, credentials: None };
     let policy = match container.image_pull_policy {
         PullPolicy::Always => PullRule::Always,
         PullPolicy::IfNotPresent => PullRule::IfAbsent,
@@ -522,9 +514,7 @@ fn logging(path: &str, container: &Container) -> Result<(u64, u32), Invalid> {
     let Some(logging) = &container.logging else { return Ok((LOG_MAX_SIZE, LOG_MAX_FILES)) };
     let size = match &logging.max_size {
         None => LOG_MAX_SIZE,
-        Some(size) => {
-            size.bytes().map_err(|error| Invalid::field(format!("{path}.logging.maxSize"), error))?
-        }
+        Some(size) => size.bytes().map_err(|error| Invalid::field(format!("{path}.logging.maxSize"), error))?,
     };
     Ok((size, logging.max_files.unwrap_or(LOG_MAX_FILES)))
 }

@@ -102,18 +102,16 @@ fn value(
         };
     }
     if let Some(selector) = field_ref {
-        return field(object, &selector.field_path, node)
-            .map(Some)
-            .ok_or_else(|| {
-                Invalid::field(
-                    format!("{path}.valueFrom.fieldRef.fieldPath"),
-                    format!(
-                        "{:?} is not one of metadata.name, metadata.namespace, metadata.uid, metadata.labels['KEY'], \
+        return field(object, &selector.field_path, node).map(Some).ok_or_else(|| {
+            Invalid::field(
+                format!("{path}.valueFrom.fieldRef.fieldPath"),
+                format!(
+                    "{:?} is not one of metadata.name, metadata.namespace, metadata.uid, metadata.labels['KEY'], \
                          metadata.annotations['KEY'], spec.nodeName",
-                        selector.field_path
-                    ),
-                )
-            });
+                    selector.field_path
+                ),
+            )
+        });
     }
     debug_assert!(resource_field_ref.is_none(), "refused as unsupported");
     Ok(None)

@@ -13,8 +13,7 @@ use nodelet_drivers::{network, sandbox};
 
 use super::files;
 use super::model::{
-    ContainerWish, Desired, Health, Intent, Observed, PullRule, SeenContainer, SeenImage, SeenSandbox,
-    VolumeWish,
+    ContainerWish, Desired, Health, Intent, Observed, PullRule, SeenContainer, SeenImage, SeenSandbox, VolumeWish,
 };
 use crate::context::{Context, find};
 use crate::credentials;
@@ -118,7 +117,10 @@ async fn images(
     for wish in desired.init.iter().chain(&desired.containers) {
         let settled = containers.iter().any(|c| {
             c.name == wish.name && c.sandbox == id && c.hash == wish.hash && c.is_live()
-                || (c.name == wish.name && c.sandbox == id && c.init && matches!(c.container.state, TaskState::Exited(_)))
+                || (c.name == wish.name
+                    && c.sandbox == id
+                    && c.init
+                    && matches!(c.container.state, TaskState::Exited(_)))
         });
         if !settled {
             images.insert(wish.name.clone(), image(ctx, object, wish).await?);
@@ -130,10 +132,8 @@ async fn images(
 async fn image(ctx: &Context, object: &Workload, wish: &ContainerWish) -> Result<SeenImage, Error> {
     let reference = &wish.image.fetch.reference;
     let present = ctx.drivers.images.get(reference).await?;
-    let present_now = |image: &images::Image| SeenImage::Present {
-        name: image.reference.clone(),
-        digest: image.digest.clone(),
-    };
+    let present_now =
+        |image: &images::Image| SeenImage::Present { name: image.reference.clone(), digest: image.digest.clone() };
     match (wish.image.policy, &present) {
         (PullRule::IfAbsent | PullRule::Never, Some(image)) => return Ok(present_now(image)),
         (PullRule::Never, None) => {
@@ -151,9 +151,9 @@ async fn image(ctx: &Context, object: &Workload, wish: &ContainerWish) -> Result
     let fresh = if wish.image.policy == PullRule::IfAbsent { Duration::ZERO } else { FRESH };
     Ok(match ctx.pulls.request(&fetch, fresh) {
         PullState::Done(image) => present_now(&image),
-        PullState::Running(progress) => SeenImage::Pulling {
-            message: format!("{reference}: {:?}", progress.phase).to_lowercase(),
-        },
+        PullState::Running(progress) => {
+            SeenImage::Pulling { message: format!("{reference}: {:?}", progress.phase).to_lowercase() }
+        }
         PullState::Failed { .. } if wish.image.policy == PullRule::Newer && present.is_some() => {
             // Just checked.
             present.as_ref().map_or_else(|| SeenImage::Pulling { message: String::new() }, present_now)
@@ -176,22 +176,18 @@ async fn declared(ctx: &Context, object: &Workload, fetch: &Fetch) -> Result<Res
     let mut matching: Vec<_> = ctx.stores.images.state().into_iter().filter(|image| same(image)).collect();
     matching.sort_by_key(|image| (image.namespace() != object.namespace(), image.namespace(), image.name_any()));
     // Credentials are not lent across namespaces.
-    let Some(image) = matching.into_iter().find(|image| {
-        image.namespace() == object.namespace() || image.spec.pull_secrets.is_empty()
-    }) else {
+    let Some(image) = matching
+        .into_iter()
+        .find(|image| image.namespace() == object.namespace() || image.spec.pull_secrets.is_empty())
+    else {
         return Ok(Ok(fetch.clone()));
     };
     // The object may have been edited since the watch told of it.
-    let image = match find::<ImageObject>(
-        &ctx.client,
-        &image.namespace().unwrap_or_default(),
-        &image.name_any(),
-    )
-    .await?
-    {
-        Some(image) => image,
-        None => return Ok(Ok(fetch.clone())),
-    };
+    let image =
+        match find::<ImageObject>(&ctx.client, &image.namespace().unwrap_or_default(), &image.name_any()).await? {
+            Some(image) => image,
+            None => return Ok(Ok(fetch.clone())),
+        };
     let credentials = match credentials::for_image(&ctx.client, &image).await? {
         Ok(credentials) => credentials,
         Err(message) => return Ok(Err(message)),

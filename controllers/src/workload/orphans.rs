@@ -19,9 +19,7 @@ use crate::context::{Context, chain};
 
 /// Looks after the start and at every audit, until `stop`.
 pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
-    let ready = async {
-        ctx.stores.workloads.wait_until_ready().await.is_ok()
-    };
+    let ready = async { ctx.stores.workloads.wait_until_ready().await.is_ok() };
     tokio::select! {
         // Cancel-safe: we are leaving.
         ready = ready => if !ready { return },
@@ -82,8 +80,7 @@ async fn clear(ctx: &Context) -> Result<(), kube::Error> {
 }
 
 fn by_owner(containers: Vec<Container>, sandbox_owners: Vec<String>) -> BTreeMap<String, Vec<Container>> {
-    let mut owned: BTreeMap<String, Vec<Container>> =
-        sandbox_owners.into_iter().map(|uid| (uid, Vec::new())).collect();
+    let mut owned: BTreeMap<String, Vec<Container>> = sandbox_owners.into_iter().map(|uid| (uid, Vec::new())).collect();
     for container in containers {
         if let Some(uid) = container.labels.get(labels::WORKLOAD_UID).cloned() {
             owned.entry(uid).or_default().push(container);

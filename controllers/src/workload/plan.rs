@@ -237,9 +237,7 @@ impl Planner<'_> {
     fn blocked(&self) -> bool {
         let ours = self.desired.sandbox.spec.id.as_str();
         let begun = self.observed.containers.iter().any(|c| !c.init && c.sandbox == ours);
-        self.desired.waits.iter().any(|wait| {
-            !(begun && matches!(wait.about, About::Dependencies | About::Networks))
-        })
+        self.desired.waits.iter().any(|wait| !(begun && matches!(wait.about, About::Dependencies | About::Networks)))
     }
 
     fn images_present(&self) -> bool {
@@ -362,11 +360,8 @@ impl Planner<'_> {
     fn run_one(&mut self, wish: &ContainerWish, init: bool, policy: RestartPolicy) {
         let observed = self.observed;
         let ours = self.desired.sandbox.spec.id.as_str();
-        let mut all: Vec<&SeenContainer> = observed
-            .containers
-            .iter()
-            .filter(|c| c.name == wish.name && c.init == init && c.sandbox == ours)
-            .collect();
+        let mut all: Vec<&SeenContainer> =
+            observed.containers.iter().filter(|c| c.name == wish.name && c.init == init && c.sandbox == ours).collect();
         all.sort_by_key(|c| c.attempt);
         let Some(current) = all.pop() else {
             let remembered = observed.remembered.get(&wish.name).cloned().unwrap_or_default();
@@ -524,13 +519,8 @@ pub fn published_ports<'a>(
     let order = |key: &NetworkKey| desired.sandbox.attachments.iter().position(|a| a.network == *key);
     let mut places: Vec<_> = attachments.filter_map(|a| order(&a.spec.network).map(|n| (n, a))).collect();
     places.sort_by_key(|(n, _)| *n);
-    let address = |v6: bool| {
-        places
-            .iter()
-            .flat_map(|(_, a)| &a.addresses)
-            .map(ipnet::IpNet::addr)
-            .find(|ip| ip.is_ipv6() == v6)
-    };
+    let address =
+        |v6: bool| places.iter().flat_map(|(_, a)| &a.addresses).map(ipnet::IpNet::addr).find(|ip| ip.is_ipv6() == v6);
     let mut ports = Vec::new();
     for wish in &desired.sandbox.ports {
         // Without a host address the port is published in every family the workload has.

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::events::EventType;
 use nodelet_crds::common::{Condition, Time, condition_type, find_condition, set_condition};
+use nodelet_crds::labels;
 use nodelet_crds::reasons;
 use nodelet_crds::workload::status::{
     ContainerState, ContainerStatus, StateTerminated, WorkloadAddress, WorkloadPhase, WorkloadStatus,
 };
 use nodelet_crds::workload::{RestartPolicy, Workload};
-use nodelet_crds::labels;
 use nodelet_drivers::ids::ContainerId;
 use nodelet_drivers::runtime::{Exit, TaskState};
 
@@ -245,9 +245,9 @@ impl Seen<'_> {
             return phase;
         }
         // Between an end and the next start it still counts as running, as in Kubernetes.
-        let has_run = wishes.iter().any(|w| {
-            self.current(w, false).is_some_and(|c| matches!(c.container.state, TaskState::Exited(_)))
-        });
+        let has_run = wishes
+            .iter()
+            .any(|w| self.current(w, false).is_some_and(|c| matches!(c.container.state, TaskState::Exited(_))));
         if has_run { WorkloadPhase::Running } else { WorkloadPhase::Pending }
     }
 
@@ -292,10 +292,12 @@ impl Seen<'_> {
         for wish in &self.desired.sandbox.attachments {
             let name = wish.network.as_str().split_once('/').map_or(wish.network.as_str(), |(_, name)| name);
             for attachment in sandbox.attachments.iter().filter(|a| a.spec.network == wish.network) {
-                addresses.extend(attachment.addresses.iter().map(|net| WorkloadAddress {
-                    network: name.to_owned(),
-                    ip: net.addr().to_string(),
-                }));
+                addresses.extend(
+                    attachment
+                        .addresses
+                        .iter()
+                        .map(|net| WorkloadAddress { network: name.to_owned(), ip: net.addr().to_string() }),
+                );
             }
         }
         addresses
@@ -314,9 +316,10 @@ impl Seen<'_> {
         };
         let made = self.observed.sandbox.as_ref().is_some_and(|s| s.complete);
         let (ready, reason, message) = self.ready(phase, containers);
-        let rolled_out = containers.iter().zip(&self.desired.containers).all(|(_, wish)| {
-            self.current(wish, false).is_some_and(|c| c.hash == wish.hash)
-        });
+        let rolled_out = containers
+            .iter()
+            .zip(&self.desired.containers)
+            .all(|(_, wish)| self.current(wish, false).is_some_and(|c| c.hash == wish.hash));
         let initialized = self.desired.init.is_empty()
             || self.observed.containers.iter().any(|c| !c.init && c.sandbox == self.desired.sandbox.spec.id.as_str())
             || matches!(phase, WorkloadPhase::Succeeded);
@@ -341,7 +344,9 @@ impl Seen<'_> {
             part(condition_type::NETWORKS_READY, About::Networks, made || phase == WorkloadPhase::Succeeded),
             (
                 condition_type::PROGRESSING,
-                self.desired.intent == Intent::Run && !rolled_out && !matches!(phase, WorkloadPhase::Succeeded | WorkloadPhase::Failed),
+                self.desired.intent == Intent::Run
+                    && !rolled_out
+                    && !matches!(phase, WorkloadPhase::Succeeded | WorkloadPhase::Failed),
                 if rolled_out { reasons::COMPLETE } else { reasons::PROGRESSING },
                 String::new(),
             ),

@@ -48,10 +48,9 @@ pub fn volumes(object: &Workload, references: &References, waits: &mut Vec<Wait>
                 wish.map(|(path, _)| VolumeWish::Path(path))
             }
             Some(VolumeSource::EmptyDir(source)) => Some(VolumeWish::Ephemeral(empty_dir(source, &path)?)),
-            Some(VolumeSource::HostPath(source)) => Some(VolumeWish::HostPath(
-                PathBuf::from(&source.path),
-                super::host_path_type(source.type_),
-            )),
+            Some(VolumeSource::HostPath(source)) => {
+                Some(VolumeWish::HostPath(PathBuf::from(&source.path), super::host_path_type(source.type_)))
+            }
             Some(VolumeSource::ConfigMap(source)) => {
                 let content = config_map(references, &source.name);
                 let optional = source.optional == Some(true);
@@ -127,9 +126,7 @@ fn volume_object(
     let status = volume.status.clone().unwrap_or_default();
     let ready = matches!(status.phase, Some(VolumePhase::Ready | VolumePhase::InUse));
     match status.path {
-        Some(path) if ready => {
-            Some((PathBuf::from(path), super::desired::is_read_only(volume.spec.access_mode)))
-        }
+        Some(path) if ready => Some((PathBuf::from(path), super::desired::is_read_only(volume.spec.access_mode))),
         _ => {
             let why = find_condition(&status.conditions, condition_type::READY).map_or("", |c| c.message.as_str());
             let message = format!("Volume {name:?} is not ready: {why}");

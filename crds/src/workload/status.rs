@@ -72,6 +72,19 @@ pub enum WorkloadPhase {
     Stopped,
 }
 
+impl WorkloadPhase {
+    /// The phase as the API writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WorkloadPhase::Pending => "Pending",
+            WorkloadPhase::Running => "Running",
+            WorkloadPhase::Succeeded => "Succeeded",
+            WorkloadPhase::Failed => "Failed",
+            WorkloadPhase::Stopped => "Stopped",
+        }
+    }
+}
+
 /// One address of a Workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
