@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_wrong_quantity_names_its_field() {
-        let error = of(serde_json::json!({"limits": {"memory": "-1"}})).unwrap_err();
+        let error = of(serde_json::json!({"limits": {"memory": "100m"}})).unwrap_err();
         assert!(error.message.starts_with("spec.containers[0].resources.limits.memory: "), "{}", error.message);
     }
 }
