@@ -5,6 +5,11 @@
 //! - Address assignments are recorded in `<runDir>/network/` before an address is used and freed after its link is
 //!   gone; after a crash [`Networks::list_attachments`] shows what is left.
 //! - All calls use netlink; no program is run.
+//!
+//! # Shape
+//! `book` holds the promises and decides, purely; `records` keeps them on disk; `node` owns the state and is extended
+//! by `bridge`, `veth` and `ports`, one verb of the contract each; `link` and `nft` speak to the kernel over
+//! `netlink`; `events` listens to it; `linux` is the handle that the rest of the program holds.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -15,6 +20,35 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::ids::{IfName, NetworkKey, SandboxId};
+
+mod book;
+mod bridge;
+mod events;
+pub mod fake;
+mod ipam;
+mod link;
+mod linux;
+mod netlink;
+mod netns;
+mod nft;
+mod node;
+mod ports;
+mod records;
+mod sysctl;
+mod veth;
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod tests;
+
+pub use self::linux::LinuxNetworks;
+pub use self::sysctl::ChangedSysctl;
+
+/// The name of a network's bridge: `nl` and twelve hexadecimal digits, the same for the same key on every node.
+pub fn bridge_name(key: &NetworkKey) -> IfName {
+    book::bridge_name(key)
+}
 
 /// What went wrong in the network.
 #[derive(Debug, thiserror::Error)]

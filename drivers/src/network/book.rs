@@ -1,0 +1,238 @@
+//! What has been promised: networks, addresses and ports, and whether a new wish fits. Pure; the kernel-backed
+//! implementation and the fake keep the same book.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{AttachSpec, Attachment, Driver, Error, NetworkSpec, Protocol, PublishedPort, ipam};
+use crate::ids::{IfName, NetworkKey, SandboxId};
+
+/// An attachment as promised.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Place {
+    pub(super) spec: AttachSpec,
+    pub(super) addresses: Vec<IpNet>,
+}
+
+impl Place {
+    /// The link on the node's side: stable for sandbox and network.
+    pub(super) fn host_link(&self) -> IfName {
+        host_link(&self.spec.sandbox, &self.spec.network)
+    }
+
+    /// The hardware address inside: stable too, so that nobody's neighbour table goes stale after a repair.
+    pub(super) fn mac(&self) -> [u8; 6] {
+        local_mac(&digest(&["mac", self.spec.sandbox.as_str(), self.spec.network.as_str()]))
+    }
+
+    pub(super) fn attachment(&self, complete: bool) -> Attachment {
+        let mac: Vec<String> = self.mac().iter().map(|byte| format!("{byte:02x}")).collect();
+        Attachment {
+            spec: self.spec.clone(),
+            addresses: self.addresses.clone(),
+            mac: mac.join(":"),
+            host_link: self.host_link(),
+            complete,
+        }
+    }
+}
+
+fn digest(parts: &[&str]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().into()
+}
+
+/// A locally administered unicast address out of a digest.
+fn local_mac(digest: &[u8; 32]) -> [u8; 6] {
+    let mut mac = [0x02, 0, 0, 0, 0, 0];
+    mac[1..].copy_from_slice(&digest[..5]);
+    mac
+}
+
+fn name(prefix: &str, digest: &[u8; 32]) -> IfName {
+    let hex: String = digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    IfName::new(format!("{prefix}{hex}")).expect("at most 15 letters and digits are a link name")
+}
+
+/// See [`super::bridge_name`].
+pub(super) fn bridge_name(key: &NetworkKey) -> IfName {
+    name("nl", &digest(&["bridge", key.as_str()]))
+}
+
+/// The bridge's own hardware address. Without it a bridge changes its address with its ports.
+pub(super) fn bridge_mac(key: &NetworkKey) -> [u8; 6] {
+    local_mac(&digest(&["bridge", key.as_str()]))
+}
+
+/// `nlv` and a hash; 'v' is no hexadecimal digit, so no bridge has that name.
+pub(super) fn host_link(sandbox: &SandboxId, network: &NetworkKey) -> IfName {
+    name("nlv", &digest(&["veth", sandbox.as_str(), network.as_str()]))
+}
+
+/// Where the search for a free address begins.
+fn seed(spec: &AttachSpec) -> u64 {
+    let digest = digest(&["address", spec.sandbox.as_str(), spec.network.as_str()]);
+    u64::from_be_bytes([digest[0], digest[1], digest[2], digest[3], digest[4], digest[5], digest[6], digest[7]])
+}
+
+/// All promises of one node.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    pub(super) networks: BTreeMap<NetworkKey, NetworkSpec>,
+    pub(super) places: BTreeMap<(SandboxId, NetworkKey), Place>,
+    pub(super) ports: BTreeMap<SandboxId, Vec<PublishedPort>>,
+}
+
+impl Book {
+    /// Whether a network can be made or changed to this.
+    pub(super) fn check_network(&self, spec: &NetworkSpec) -> Result<(), Error> {
+        let NetworkSpec { key, driver: Driver::Bridge, subnets, internal: _, isolated: _, mtu } = spec;
+        let unsupported = |message: String| Error::Unsupported { network: key.clone(), message };
+        if subnets.is_empty() || subnets.len() > 2 {
+            return Err(unsupported("one subnet, or one of each address family, is needed".to_owned()));
+        }
+        if let [a, b] = subnets.as_slice()
+            && a.cidr.addr().is_ipv4() == b.cidr.addr().is_ipv4()
+        {
+            return Err(unsupported("only one subnet of each address family is possible".to_owned()));
+        }
+        let smallest = if subnets.iter().any(|s| s.cidr.addr().is_ipv6()) { 1280 } else { 576 };
+        if let Some(mtu) = mtu.filter(|mtu| !(smallest..=65_535).contains(mtu)) {
+            return Err(unsupported(format!("MTU {mtu} is not between {smallest} and 65535")));
+        }
+        for subnet in subnets {
+            ipam::check_subnet(subnet).map_err(unsupported)?;
+            for other in self.networks.values().filter(|other| other.key != *key) {
+                if other.subnets.iter().any(|o| ipam::overlap(&o.cidr, &subnet.cidr)) {
+                    let other = format!("network {}", other.key);
+                    return Err(Error::Overlap { network: key.clone(), subnet: subnet.cidr, other });
+                }
+            }
+        }
+        if let Some(place) = self.places_in(key).find(|place| !fits(place, spec)) {
+            let sandbox = &place.spec.sandbox;
+            return Err(unsupported(format!("sandbox {sandbox} still has an address that the new subnets exclude")));
+        }
+        Ok(())
+    }
+
+    /// The attachments to a network.
+    pub(super) fn places_in<'a>(&'a self, key: &'a NetworkKey) -> impl Iterator<Item = &'a Place> {
+        self.places.values().filter(move |place| place.spec.network == *key)
+    }
+
+    /// The attachments of a sandbox.
+    pub(super) fn places_of<'a>(&'a self, sandbox: &'a SandboxId) -> impl Iterator<Item = &'a Place> {
+        self.places.values().filter(move |place| place.spec.sandbox == *sandbox)
+    }
+
+    /// The place a sandbox gets: the one it has, as far as it agrees with the wish, else new addresses.
+    pub(super) fn find_place(&self, spec: &AttachSpec) -> Result<Place, Error> {
+        let network = self.networks.get(&spec.network).ok_or_else(|| Error::NotFound(spec.network.clone()))?;
+        let current = self.places.get(&(spec.sandbox.clone(), spec.network.clone()));
+        let refuse = |address, reason: String| Error::Address { network: spec.network.clone(), address, reason };
+        if let Some(stray) = spec.addresses.iter().find(|a| !network.subnets.iter().any(|s| s.cidr.contains(*a))) {
+            let subnets: Vec<String> = network.subnets.iter().map(|s| s.cidr.to_string()).collect();
+            return Err(refuse(*stray, format!("is not in {}", subnets.join(" or "))));
+        }
+        let others = || self.places_in(&spec.network).filter(|place| place.spec.sandbox != spec.sandbox);
+        let mut addresses = Vec::new();
+        for subnet in &network.subnets {
+            let holder = |address: IpAddr| others().find(|place| place.addresses.iter().any(|a| a.addr() == address));
+            let mut wanted = spec.addresses.iter().filter(|address| subnet.cidr.contains(*address));
+            let kept = current.and_then(|place| place.addresses.iter().find(|a| subnet.cidr.contains(&a.addr())));
+            let address = match (wanted.next(), kept) {
+                (Some(address), _) => {
+                    if let Some(second) = wanted.next() {
+                        return Err(refuse(*second, format!("is a second one in {}", subnet.cidr)));
+                    }
+                    ipam::check_wanted(subnet, *address).map_err(|reason| refuse(*address, reason))?;
+                    if let Some(place) = holder(*address) {
+                        return Err(refuse(*address, format!("is used by sandbox {}", place.spec.sandbox)));
+                    }
+                    *address
+                }
+                (None, Some(kept)) => kept.addr(),
+                (None, None) => {
+                    let taken: Vec<IpAddr> = others().flat_map(|p| p.addresses.iter().map(IpNet::addr)).collect();
+                    ipam::pick(subnet, &taken, seed(spec)).map_err(|full| Error::Exhausted {
+                        network: spec.network.clone(),
+                        subnet: subnet.cidr,
+                        used: full.used,
+                        total: full.total,
+                    })?
+                }
+            };
+            addresses.push(ipam::with_prefix(address, subnet.cidr));
+        }
+        Ok(Place { spec: spec.clone(), addresses })
+    }
+
+    /// Whether a sandbox may have exactly these ports, as far as other sandboxes are concerned.
+    pub(super) fn check_ports(&self, sandbox: &SandboxId, ports: &[PublishedPort]) -> Result<(), Error> {
+        let taken = |port: &PublishedPort, owner: String| Error::PortTaken {
+            host_ip: host_ip(port),
+            host_port: port.host_port,
+            protocol: port.protocol,
+            owner,
+        };
+        for (number, port) in ports.iter().enumerate() {
+            if port.host_ip.is_some_and(|host| host.is_ipv4() != port.target_ip.is_ipv4()) {
+                return Err(taken(port, format!("nobody, but leads to {} of the other family", port.target_ip)));
+            }
+            if ports[..number].iter().any(|earlier| collide(earlier, port)) {
+                return Err(taken(port, format!("another port of sandbox {sandbox} itself")));
+            }
+            let holder = self
+                .ports
+                .iter()
+                .filter(|(other, _)| *other != sandbox)
+                .find(|(_, theirs)| theirs.iter().any(|their| collide(their, port)));
+            if let Some((other, _)) = holder {
+                return Err(taken(port, format!("sandbox {other}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Subnets that nobody of ours uses and that do not touch `elsewhere`.
+    pub(super) fn free_subnet(&self, elsewhere: &[IpNet]) -> Option<IpNet> {
+        let ours = self.networks.values().flat_map(|network| network.subnets.iter().map(|subnet| subnet.cidr));
+        let taken: Vec<IpNet> = ours.chain(elsewhere.iter().copied()).collect();
+        ipam::candidates().find(|candidate| !taken.iter().any(|t| ipam::overlap(t, candidate)))
+    }
+}
+
+fn fits(place: &Place, spec: &NetworkSpec) -> bool {
+    place.addresses.len() == spec.subnets.len()
+        && place.addresses.iter().all(|address| {
+            spec.subnets
+                .iter()
+                .any(|subnet| subnet.cidr == address.trunc() && ipam::check_wanted(subnet, address.addr()).is_ok())
+        })
+}
+
+/// The address asked for, unspecified for all of them.
+pub(super) fn host_ip(port: &PublishedPort) -> IpAddr {
+    port.host_ip.filter(|ip| !ip.is_unspecified()).unwrap_or(match port.target_ip {
+        IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+    })
+}
+
+/// Whether two ports claim a common address of the node. As with sockets, "all addresses" includes each one.
+fn collide(a: &PublishedPort, b: &PublishedPort) -> bool {
+    let (ip_a, ip_b): (IpAddr, IpAddr) = (host_ip(a), host_ip(b));
+    let same: (Protocol, u16) = (a.protocol, a.host_port);
+    same == (b.protocol, b.host_port)
+        && ip_a.is_ipv4() == ip_b.is_ipv4()
+        && (ip_a == ip_b || ip_a.is_unspecified() || ip_b.is_unspecified())
+}

@@ -1,0 +1,102 @@
+//! Reading our table back from the kernel.
+
+use std::collections::BTreeSet;
+
+use super::decode::{Attributes, attributes};
+use super::encode::{Attrs, NLM_F_DUMP, Verb};
+use super::ruleset::{Element, Elements, SETS, TABLE};
+use super::{Refused, Socket, ask};
+
+/// The kernel's table.
+#[derive(Debug, Default)]
+pub(super) struct Observed {
+    pub(super) chains: Vec<ObservedChain>,
+    /// Chain and user data of each rule, in order.
+    pub(super) rules: Vec<(String, Vec<u8>)>,
+    pub(super) sets: Vec<String>,
+    pub(super) elements: Elements,
+}
+
+/// A chain of the kernel's table.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ObservedChain {
+    pub(super) name: String,
+    /// Hook number and priority.
+    pub(super) hook: Option<(u32, i32)>,
+    /// Its policy has been set to drop.
+    pub(super) drops: bool,
+}
+
+/// The number that counts every change of the namespace's whole ruleset.
+pub(super) fn generation(socket: &mut Socket) -> Result<u32, Refused> {
+    let answers = ask(socket, Verb::GetGeneration, 0, &Attrs::default())?;
+    answers.iter().find_map(|answer| attributes(answer.payload()).number(1)).ok_or(Refused {
+        errno: libc::EPROTO,
+        detail: Some("no generation in the answer".to_owned()),
+        request: 0,
+    })
+}
+
+fn named(fill: impl FnOnce(&mut Attrs)) -> Attrs {
+    let mut attrs = Attrs::default();
+    attrs.text(1, TABLE);
+    fill(&mut attrs);
+    attrs
+}
+
+/// The table as it is; `None` without one.
+pub(super) fn table(socket: &mut Socket) -> Result<Option<Observed>, Refused> {
+    match ask(socket, Verb::GetTable, 0, &named(|_| {})) {
+        Ok(_) => {}
+        Err(refused) if refused.errno == libc::ENOENT => return Ok(None),
+        Err(refused) => return Err(refused),
+    }
+    let mut observed = Observed::default();
+    // Older kernels do not filter by table.
+    for answer in ask(socket, Verb::GetChain, NLM_F_DUMP, &named(|_| {}))? {
+        let attrs = attributes(answer.payload());
+        if attrs.text(1) == Some(TABLE) {
+            let hook = attrs.nested(4);
+            observed.chains.push(ObservedChain {
+                name: attrs.text(3).unwrap_or_default().to_owned(),
+                hook: hook.and_then(|hook| Some((hook.number(1)?, hook.number(2)?.cast_signed()))),
+                drops: attrs.number(5) == Some(0),
+            });
+        }
+    }
+    for answer in ask(socket, Verb::GetRule, NLM_F_DUMP, &named(|_| {}))? {
+        let attrs = attributes(answer.payload());
+        if attrs.text(1) == Some(TABLE) {
+            let comment = attrs.get(7).unwrap_or_default().to_vec();
+            observed.rules.push((attrs.text(2).unwrap_or_default().to_owned(), comment));
+        }
+    }
+    for set in &SETS {
+        match ask(
+            socket,
+            Verb::GetElement,
+            NLM_F_DUMP,
+            &named(|attrs| {
+                attrs.text(2, set.name);
+            }),
+        ) {
+            Ok(answers) => {
+                observed.sets.push(set.name.to_owned());
+                let lists = answers.iter().filter_map(|answer| attributes(answer.payload()).nested(3));
+                observed.elements.insert(set.name, lists.flatten().filter_map(|(_, e)| element(e)).collect());
+            }
+            Err(refused) if refused.errno == libc::ENOENT => {}
+            Err(refused) => return Err(refused),
+        }
+    }
+    for set in &SETS {
+        observed.elements.entry(set.name).or_insert_with(BTreeSet::new);
+    }
+    Ok(Some(observed))
+}
+
+fn element(bytes: &[u8]) -> Option<Element> {
+    let attrs = Attributes::new(bytes);
+    let value = |kind| attrs.nested(kind).and_then(|nested| nested.get(1)).map(<[u8]>::to_vec);
+    Some(Element { key: value(1)?, end: attrs.number(3).is_some_and(|flags| flags & 1 != 0), data: value(2) })
+}

@@ -1,0 +1,172 @@
+//! The one owner of the node's network state: the book, its records on disk, and the sockets to the kernel. Lives
+//! on the worker thread; every method is synchronous.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use ipnet::IpNet;
+
+use super::book::Book;
+use super::events::{Role, Watched};
+use super::link::{Link, Links};
+use super::netlink::Refused;
+use super::nft::{self, Table};
+use super::records::{Kind, Records};
+use super::sysctl::ChangedSysctl;
+use super::{Error, Network, NetworkSpec, bridge_name};
+use crate::ids::{NetworkKey, SandboxId};
+
+/// See the module's documentation.
+pub(super) struct Node {
+    pub(super) book: Book,
+    pub(super) records: Records,
+    pub(super) links: Links,
+    pub(super) table: Table,
+    pub(super) watched: Watched,
+    pub(super) changed_sysctls: Vec<ChangedSysctl>,
+    /// Attachments whose links are being removed beside the worker.
+    pub(super) leaving: HashSet<(SandboxId, NetworkKey)>,
+}
+
+/// A netlink refusal with what was being done.
+pub(super) fn refused(doing: impl Into<String>) -> impl FnOnce(Refused) -> Error {
+    let doing = doing.into();
+    move |source| Error::Netlink { doing, source: Box::new(source) }
+}
+
+/// An I/O error with what was being done.
+pub(super) fn failed(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
+    let doing = doing.into();
+    move |source| Error::Io { doing, source }
+}
+
+/// Published ports as recorded.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct PortsRecord {
+    pub(super) sandbox: SandboxId,
+    pub(super) ports: Vec<super::PublishedPort>,
+}
+
+/// What the kernel has at one moment.
+pub(super) struct Snapshot {
+    pub(super) links: HashMap<String, Link>,
+    pub(super) addresses: Vec<(u32, IpNet)>,
+}
+
+impl Node {
+    /// Opens the sockets in the calling thread's network namespace and reads the records.
+    pub(super) fn open(dir: &Path, watched: Watched) -> Result<Self, Error> {
+        let records = Records::open(dir).map_err(failed(format!("opening the records in {}", dir.display())))?;
+        let mut node = Self {
+            book: Book::default(),
+            records,
+            links: Links::open().map_err(failed("opening a netlink socket for links"))?,
+            table: Table::open().map_err(failed("opening a netlink socket for nftables"))?,
+            watched,
+            changed_sysctls: Vec::new(),
+            leaving: HashSet::new(),
+        };
+        node.read_records().map_err(failed(format!("reading the records in {}", dir.display())))?;
+        let snapshot = node.snapshot()?;
+        for spec in node.book.networks.values() {
+            let name = bridge_name(&spec.key);
+            let index = snapshot.links.get(name.as_str()).map_or(0, |link| link.index);
+            node.watched.expect(&name, Role::Bridge(index));
+        }
+        for place in node.book.places.values() {
+            node.watched.expect(&place.host_link(), Role::Port);
+        }
+        Ok(node)
+    }
+
+    fn read_records(&mut self) -> std::io::Result<()> {
+        for spec in self.records.read_all::<NetworkSpec>(Kind::Networks)? {
+            self.book.networks.insert(spec.key.clone(), spec);
+        }
+        for place in self.records.read_all::<super::book::Place>(Kind::Attachments)? {
+            self.book.places.insert((place.spec.sandbox.clone(), place.spec.network.clone()), place);
+        }
+        for record in self.records.read_all::<PortsRecord>(Kind::Ports)? {
+            self.book.ports.insert(record.sandbox, record.ports);
+        }
+        Ok(())
+    }
+
+    /// All links and addresses of the node.
+    pub(super) fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        let links = self.links.list().map_err(refused("listing links"))?;
+        let addresses = self.links.addresses().map_err(refused("listing addresses"))?;
+        Ok(Snapshot { links: links.into_iter().map(|link| (link.name.clone(), link)).collect(), addresses })
+    }
+
+    /// The elements that our table should hold.
+    pub(super) fn wanted_elements(&self) -> nft::Elements {
+        nft::elements(self.book.networks.values(), self.book.ports.values().flatten())
+    }
+
+    /// Whether a table is needed at all.
+    pub(super) fn needs_table(&self) -> bool {
+        !self.book.networks.is_empty() || !self.book.ports.is_empty()
+    }
+
+    /// Puts our table in order, which may mean that there is none. Returns whether it was not in order.
+    pub(super) fn sync_table(&mut self) -> Result<bool, Error> {
+        if !self.needs_table() {
+            let removing = refused(format!("removing nftables table {}", nft::TABLE));
+            return self.table.remove().map(|()| false).map_err(removing);
+        }
+        let wanted = self.wanted_elements();
+        match self.table.sync(&wanted) {
+            // Somebody else was at it between our look and our write.
+            Err(Refused { errno: libc::ENOENT | libc::EEXIST | libc::EBUSY | libc::ERESTART, .. }) => {
+                self.table.sync(&wanted)
+            }
+            other => other,
+        }
+        .map_err(refused(format!("writing nftables table {}", nft::TABLE)))
+    }
+
+    /// See [`super::Networks::list_networks`].
+    pub(super) fn list_networks(&mut self) -> Result<Vec<Network>, Error> {
+        let snapshot = self.snapshot()?;
+        let wanted = self.wanted_elements();
+        let rules = !self.needs_table()
+            || self.table.is_intact(&wanted).map_err(refused(format!("reading nftables table {}", nft::TABLE)))?;
+        let network = |spec: &NetworkSpec| Network {
+            spec: spec.clone(),
+            link: bridge_name(&spec.key),
+            complete: rules && super::bridge::is_complete(spec, &snapshot),
+        };
+        Ok(self.book.networks.values().map(network).collect())
+    }
+
+    /// See [`super::Networks::free_subnet`].
+    pub(super) fn free_subnet(&mut self) -> Result<IpNet, Error> {
+        let routes = self.links.routes().map_err(refused("listing routes"))?;
+        let taken: Vec<IpNet> =
+            routes.iter().map(|route| route.destination).filter(|net| net.prefix_len() > 0).collect();
+        self.book.free_subnet(&taken).ok_or_else(|| Error::Io {
+            doing: "choosing a subnet".to_owned(),
+            source: std::io::Error::other("every /24 of 10.89.0.0/16 to 10.99.0.0/16 overlaps a route or a network"),
+        })
+    }
+
+    /// See [`super::Networks::repair_rules`].
+    pub(super) fn repair_rules(&mut self) -> Result<bool, Error> {
+        self.sync_table()
+    }
+
+    /// See [`super::Networks::remove_rules`].
+    pub(super) fn remove_rules(&mut self) -> Result<(), Error> {
+        if !self.needs_table() {
+            self.sync_table()?;
+            self.records.remove_if_empty();
+        }
+        Ok(())
+    }
+
+    /// The network's record.
+    pub(super) fn network(&self, key: &NetworkKey) -> Result<&NetworkSpec, Error> {
+        self.book.networks.get(key).ok_or_else(|| Error::NotFound(key.clone()))
+    }
+}

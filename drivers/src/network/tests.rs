@@ -1,0 +1,8 @@
+//! The kernel-backed networks on real namespaces, with real packets. Needs root.
+
+mod leaks;
+mod packets;
+mod promises;
+mod repair;
+mod speed;
+pub(super) mod world;
