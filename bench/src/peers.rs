@@ -225,8 +225,15 @@ impl Podman {
             return Ok(None);
         }
         let Some(node) = bare("bench-podman")? else { return Ok(None) };
-        // Its networks' state goes to /var otherwise.
-        shell(&node, "mkdir -p /run/podman; mount -t tmpfs tmpfs /var/lib/cni 2>/dev/null || true")?;
+        // What it writes elsewhere stays on the node as well.
+        for directory in ["/var", "/etc"] {
+            let upper = format!("/run/podman{directory}");
+            let options = format!("lowerdir={directory},upperdir={upper}/upper,workdir={upper}/work");
+            shell(
+                &node,
+                &format!("mkdir -p {upper}/upper {upper}/work; mount -t overlay -o {options} overlay {directory}"),
+            )?;
+        }
         shell(&node, &format!("{PODMAN} load -qi {}", node.images.docker_archive.canonicalize()?.display()))?;
         Ok(Some(Box::new(Podman(node))))
     }

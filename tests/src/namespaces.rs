@@ -57,6 +57,8 @@ impl Namespaces {
     /// A command that will run inside.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
+        // Settings of whoever runs the tests are not the node's.
+        command.env_remove("KUBECONFIG").env_remove("NODELET_SERVER").env_remove("NODELET_CONFIG");
         command.args(["--target", &self.first.to_string(), "--net", "--mount", "--pid", "--"]).arg(program);
         command
     }
