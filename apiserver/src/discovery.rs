@@ -4,6 +4,7 @@ use axum::body::Body;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 
+use crate::openapi;
 use crate::registry::Resource;
 use crate::represent;
 use crate::request::{User, accepted, is_json};
@@ -32,6 +33,14 @@ pub(crate) fn answer(
     }
     if !matches!(parts.method, Method::GET | Method::HEAD) {
         return Err(ApiError::method_not_allowed());
+    }
+    if words.first() == Some(&"openapi") {
+        let json = accepted(&parts.headers).iter().any(|a| is_json(a.media));
+        return if json {
+            openapi::answer(server, parts, &words).map(Some)
+        } else {
+            Err(ApiError::not_acceptable("application/json"))
+        };
     }
     let registry = &server.inner.registry;
     let accepts = accepted(&parts.headers);

@@ -17,7 +17,9 @@ mod core_kinds;
 mod discovery;
 mod garbage;
 mod jsonpath;
+mod openapi;
 mod patch;
+mod pki;
 mod registry;
 mod represent;
 mod request;
@@ -31,6 +33,7 @@ mod subresources;
 mod table;
 mod verbs;
 
+pub use pki::PkiError;
 pub use registry::DefinitionError;
 pub use request::{Trusted, User};
 pub use serve::ServeError;

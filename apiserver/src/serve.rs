@@ -1,8 +1,12 @@
 //! Listeners: how the API is reached from outside the process.
 
+mod tls;
+
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
@@ -13,6 +17,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::pki::{Pki, PkiError};
 use crate::request::User;
 use crate::server::Server;
 
@@ -39,6 +44,27 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
+    /// Listening on the network.
+    #[error("listening at {listen}")]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Keys and certificates.
+    #[error("keys and certificates of the API")]
+    Pki(#[from] PkiError),
+}
+
+/// How the senders on a connection are known.
+#[derive(Clone)]
+pub(crate) enum Access {
+    /// Opening the socket took root.
+    Root,
+    /// By certificate or token.
+    Network { user: Option<User>, pki: Arc<Pki> },
 }
 
 impl Server {
@@ -65,7 +91,7 @@ impl Server {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(self.clone(), stream, User::root(), shutdown.clone()));
+                    connections.spawn(connection(self.clone(), stream, Access::Root, shutdown.clone()));
                 }
                 // Out of descriptors, most likely: those that are open have to go first.
                 Err(error) => {
@@ -97,14 +123,28 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves one connection until it ends, or for a moment after `shutdown`.
-pub(crate) async fn connection<S>(server: Server, stream: S, user: User, shutdown: CancellationToken)
+pub(crate) async fn connection<S>(server: Server, stream: S, access: Access, shutdown: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(user.clone());
         let server = server.clone();
-        async move { Ok::<_, std::convert::Infallible>(server.handle(request).await) }
+        let user = match &access {
+            Access::Root => Ok(User::root()),
+            Access::Network { user, pki } => {
+                tls::authenticate(user.as_ref(), pki, request.headers(), request.uri().path())
+            }
+        };
+        async move {
+            let response = match user {
+                Ok(user) => {
+                    request.extensions_mut().insert(user);
+                    server.handle(request).await
+                }
+                Err(refused) => refused.into_response(),
+            };
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

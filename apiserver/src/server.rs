@@ -34,6 +34,8 @@ pub struct Options {
     pub version: String,
     /// How long an Event is kept after its last change, as told by the monotonic clock.
     pub event_ttl: Duration,
+    /// Names and addresses by which remote clients reach the TLS listener, besides the one it listens at.
+    pub tls_names: Vec<String>,
     /// Checks beyond the schemas.
     pub validators: Vec<Validator>,
 }
@@ -44,6 +46,7 @@ impl Default for Options {
             store: PathBuf::from("/var/lib/nodelet/store.db"),
             version: env!("CARGO_PKG_VERSION").into(),
             event_ttl: Duration::from_secs(3600),
+            tls_names: Vec::new(),
             validators: Vec::new(),
         }
     }
@@ -51,11 +54,12 @@ impl Default for Options {
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { store, version, event_ttl, validators } = self;
+        let Self { store, version, event_ttl, tls_names, validators } = self;
         f.debug_struct("Options")
             .field("store", store)
             .field("version", version)
             .field("event_ttl", event_ttl)
+            .field("tls_names", tls_names)
             .field("validators", &validators.len())
             .finish()
     }
