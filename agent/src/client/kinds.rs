@@ -1,5 +1,6 @@
 //! Which kinds the server has, and by which words people call them.
 
+use futures::future::BoxFuture;
 use serde_json::Value;
 
 use super::{Client, Error};
@@ -68,8 +69,7 @@ impl Kinds {
     /// # Errors
     /// [`Error`]
     pub async fn load(client: &Client) -> Result<Self, Error> {
-        let get = |path: String| async move { client.send(http::Method::GET, &path, &[], Value::Null).await };
-        let (core, groups) = futures::try_join!(get("/api/v1".to_owned()), get("/apis".to_owned()))?;
+        let (core, groups) = futures::try_join!(get(client, "/api/v1".to_owned()), get(client, "/apis".to_owned()))?;
         let mut kinds = resources("", "v1", &core);
         let versions: Vec<(String, String)> = groups["groups"]
             .as_array()
@@ -81,9 +81,12 @@ impl Kinds {
                 Some((name.to_owned(), preferred.to_owned()))
             })
             .collect();
-        let lists =
-            futures::future::join_all(versions.iter().map(|(group, version)| get(format!("/apis/{group}/{version}"))));
-        for ((group, version), list) in versions.iter().zip(lists.await) {
+        let mut requests = Vec::with_capacity(versions.len());
+        for (group, version) in &versions {
+            requests.push(get(client, format!("/apis/{group}/{version}")));
+        }
+        let lists = futures::future::join_all(requests).await;
+        for ((group, version), list) in versions.iter().zip(lists) {
             match list {
                 Ok(list) => kinds.extend(resources(group, version, &list)),
                 // One broken aggregated API of a cluster must not hide all other kinds.
@@ -166,6 +169,10 @@ impl Kinds {
         }
         Ok(found)
     }
+}
+
+fn get(client: &Client, path: String) -> BoxFuture<'_, Result<Value, Error>> {
+    Box::pin(async move { client.send(http::Method::GET, &path, &[], Value::Null).await })
 }
 
 fn resources(group: &str, version: &str, list: &Value) -> Vec<Kind> {
