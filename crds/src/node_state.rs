@@ -129,7 +129,10 @@ pub struct NodeStateStatus {
     pub images: Vec<NodeImage>,
     /// This node's part of every Network that selects it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["namespace", "name"]))]
+    #[schemars(
+        length(max = 1024),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["namespace", "name"])
+    )]
     pub networks: Vec<NodeNetwork>,
     /// This node's part of every ResourceLimit that selects it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

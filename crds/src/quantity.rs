@@ -73,7 +73,7 @@ impl Quantity {
     pub fn from_bytes(bytes: u64) -> Quantity {
         let (mut value, mut suffix) = (bytes, "");
         for larger in ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"] {
-            if value == 0 || value % 1024 != 0 {
+            if value == 0 || !value.is_multiple_of(1024) {
                 break;
             }
             (value, suffix) = (value / 1024, larger);
@@ -83,7 +83,7 @@ impl Quantity {
 
     /// This many thousandths of a CPU.
     pub fn from_milli_cpu(milli: u64) -> Quantity {
-        let text = if milli % 1000 == 0 { (milli / 1000).to_string() } else { format!("{milli}m") };
+        let text = if milli.is_multiple_of(1000) { (milli / 1000).to_string() } else { format!("{milli}m") };
         Quantity { text, nanos: u128::from(milli) * (NANO / 1000) }
     }
 

@@ -75,7 +75,7 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = (
-        "[has(self.local), has(self.hostPath), has(self.tmpfs), has(self.block), has(self.nfs)].filter(b, b).size() == 1",
+        "(has(self.local) ? 1 : 0) + (has(self.hostPath) ? 1 : 0) + (has(self.tmpfs) ? 1 : 0) + (has(self.block) ? 1 : 0) + (has(self.nfs) ? 1 : 0) == 1",
         "exactly one source is needed: local, hostPath, tmpfs, block or nfs"
     ),
     validation = (

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = (
-        "[has(self.exec), has(self.httpGet), has(self.tcpSocket), has(self.grpc)].filter(b, b).size() == 1",
+        "(has(self.exec) ? 1 : 0) + (has(self.httpGet) ? 1 : 0) + (has(self.tcpSocket) ? 1 : 0) + (has(self.grpc) ? 1 : 0) == 1",
         "exactly one handler is needed: exec, httpGet, tcpSocket or grpc"
     )
 )]
@@ -195,7 +195,7 @@ pub struct Lifecycle {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = (
-        "[has(self.exec), has(self.httpGet), has(self.sleep)].filter(b, b).size() == 1",
+        "(has(self.exec) ? 1 : 0) + (has(self.httpGet) ? 1 : 0) + (has(self.sleep) ? 1 : 0) == 1",
         "exactly one handler is needed: exec, httpGet or sleep"
     )
 )]

@@ -15,7 +15,7 @@ const RELATIVE_PATH: &str = r"^([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+)(/([^/.][^/]*|
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = (
-        "[has(self.volume), has(self.emptyDir), has(self.configMap), has(self.secret), has(self.hostPath), has(self.image), has(self.downwardAPI), has(self.projected)].filter(b, b).size() == 1",
+        "(has(self.volume) ? 1 : 0) + (has(self.emptyDir) ? 1 : 0) + (has(self.configMap) ? 1 : 0) + (has(self.secret) ? 1 : 0) + (has(self.hostPath) ? 1 : 0) + (has(self.image) ? 1 : 0) + (has(self.downwardAPI) ? 1 : 0) + (has(self.projected) ? 1 : 0) == 1",
         "exactly one source is needed: volume, emptyDir, configMap, secret, hostPath, image, downwardAPI or projected"
     )
 )]
@@ -324,7 +324,7 @@ pub struct ProjectedVolumeSource {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = (
-        "[has(self.configMap), has(self.secret), has(self.downwardAPI)].filter(b, b).size() == 1",
+        "(has(self.configMap) ? 1 : 0) + (has(self.secret) ? 1 : 0) + (has(self.downwardAPI) ? 1 : 0) == 1",
         "exactly one source is needed: configMap, secret or downwardAPI"
     )
 )]
