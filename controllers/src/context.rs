@@ -31,6 +31,7 @@ use crate::node_state::NodeReport;
 use crate::pulls::Pulls;
 use crate::workload::containers::ContainerCache;
 use crate::workload::files::Written;
+use crate::workload::probes::Probers;
 use crate::workload::sandboxes::SandboxIndex;
 use crate::workload::stops::Stops;
 
@@ -98,6 +99,8 @@ pub struct Context {
     pub sandboxes: SandboxIndex,
     /// Stops under way.
     pub stops: Stops,
+    /// Probing tasks.
+    pub probers: Probers,
     /// Files that were written.
     pub written: Written,
     /// How many containers may be created at once.
@@ -118,6 +121,7 @@ impl Context {
         containers: ContainerCache,
         report: NodeReport,
         stores: Stores,
+        probers: Probers,
     ) -> Arc<Self> {
         let reporter = Reporter { controller: "nodelet".to_owned(), instance: Some(settings.node_name.clone()) };
         let recorder = Recorder::new(client.clone(), reporter);
@@ -134,6 +138,7 @@ impl Context {
             attempts: Attempts::default(),
             sandboxes: SandboxIndex::default(),
             stops: Stops::default(),
+            probers,
             written: Written::default(),
             starts: Semaphore::new(2 * parallel),
             tasks: TaskTracker::new(),

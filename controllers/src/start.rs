@@ -18,7 +18,7 @@ use nodelet_crds::reasons;
 use nodelet_crds::resource_limit::ResourceLimit;
 use nodelet_crds::volume::Volume;
 use nodelet_crds::workload::Workload;
-use nodelet_drivers::runtime::{Runtime, RuntimeEvent};
+use nodelet_drivers::runtime::{Runtime, RuntimeEvent, TaskState};
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::node_state::{self, NodeReport};
 use crate::pulls::Pulls;
 use crate::workload::containers::ContainerCache;
+use crate::workload::probes::Probers;
 use crate::workload::refs;
 use crate::{image, network, resource_limit, volume, workload};
 
@@ -73,10 +74,11 @@ pub async fn run(
     let pulls = Pulls::new(drivers.images.clone(), shutdown.clone());
     let containers = ContainerCache::new(drivers.runtime.clone());
     let stores = Stores { workloads: workloads.store(), images: images.store(), networks: networks.store() };
-    let ctx = Context::new(client.clone(), drivers, settings, metrics, pulls, containers, report, stores);
+    let (wake_workload, woken_workloads) = mpsc::channel::<ObjectRef<Workload>>(1024);
+    let probers = Probers::new(wake_workload.clone());
+    let ctx = Context::new(client.clone(), drivers, settings, metrics, pulls, containers, report, stores, probers);
     ctx.sandboxes.load(&*ctx.drivers.sandboxes).await.map_err(Error::Sandboxes)?;
 
-    let (wake_workload, woken_workloads) = mpsc::channel::<ObjectRef<Workload>>(1024);
     let (wake_network, woken_networks) = mpsc::channel::<ObjectRef<Network>>(64);
 
     let workloads = {
@@ -143,6 +145,7 @@ pub async fn run(
         audit(ctx.clone(), shutdown.clone()),
     );
     ctx.pulls.drain().await;
+    ctx.probers.clear();
     ctx.tasks.close();
     ctx.tasks.wait().await;
     Ok(())
@@ -254,6 +257,11 @@ async fn sweep(runtime: &dyn Runtime) {
 }
 
 async fn wake_by_uid(ctx: &Context, uid: &str, wake: &mpsc::Sender<ObjectRef<Workload>>) {
+    // Probes end with their container, whoever ended it.
+    if let Some(all) = ctx.containers.all() {
+        let alive = |id: &_| all.iter().any(|c| c.id == *id && matches!(c.state, TaskState::Running { .. }));
+        ctx.probers.retain(alive);
+    }
     if let Some(workload) = ctx.workload_by_uid(uid) {
         let _ = wake.send(ObjectRef::from_obj(&*workload)).await;
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 use kube::runtime::events::EventType;
+use kube::runtime::reflector::ObjectRef;
 use nodelet_crds::workload::Workload;
 use nodelet_crds::workload::volume_source::HostPathType as ApiHostPathType;
 use nodelet_crds::{labels, reasons};
@@ -28,6 +29,7 @@ pub mod model;
 pub mod observe;
 pub mod orphans;
 pub mod plan;
+pub mod probes;
 pub mod refs;
 pub mod sandboxes;
 pub mod security;
@@ -130,6 +132,7 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
     }
     status::publish(ctx, object, Report::Seen { desired: &desired, before: &observed, observed: &after, plan: &plan })
         .await;
+    probe(ctx, object, &desired, &after);
     // A plan is made for what was there; what its steps changed is looked at again at once.
     Ok(match plan.again_in {
         Some(after) => Outcome::Again(after),
@@ -138,6 +141,24 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
         }
         None => Outcome::Settled,
     })
+}
+
+/// Sees that what runs is probed, and what no longer runs is not.
+fn probe(ctx: &Arc<Context>, object: &Workload, desired: &model::Desired, observed: &model::Observed) {
+    let Some(sandbox) = &observed.sandbox else { return };
+    for wish in desired.containers.iter().filter(|wish| !wish.probes.is_empty()) {
+        let running = observed.containers.iter().filter(|c| c.is_live() && c.name == wish.name && c.hash == wish.hash);
+        for container in running {
+            let target = probes::Target {
+                container: container.id().clone(),
+                netns: sandbox.netns.clone(),
+                address: sandbox.attachments.iter().flat_map(|a| &a.addresses).map(ipnet::IpNet::addr).next(),
+                ports: wish.ports.clone(),
+            };
+            let known = status::known_health(object, container.id());
+            ctx.probers.ensure(ctx, ObjectRef::from_obj(object), target, &wish.probes, known);
+        }
+    }
 }
 
 /// Only an edit helps: what runs is left alone.

@@ -16,6 +16,7 @@ use crate::ids::SandboxId;
 
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod connect;
 pub mod fake;
 
 /// What went wrong with a sandbox.

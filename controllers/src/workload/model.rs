@@ -131,6 +131,8 @@ pub struct ContainerWish {
     pub hash: String,
     /// Probes, if any.
     pub probes: Probes,
+    /// Its named ports, for probes.
+    pub ports: Vec<(String, u16)>,
     /// Run before the stop signal.
     pub pre_stop: Option<Vec<String>>,
     /// Run after the start.
@@ -228,6 +230,8 @@ pub struct Observed {
 pub struct SeenSandbox {
     /// Namespaces and files are in place.
     pub complete: bool,
+    /// Its network namespace; `None` is the node's.
+    pub netns: Option<std::path::PathBuf>,
     /// Its attachments.
     pub attachments: Vec<Attachment>,
     /// Its published ports and whether the kernel has them.

@@ -40,7 +40,7 @@ const FRESH: Duration = Duration::from_secs(20);
 pub async fn observe(ctx: &Context, object: &Workload, desired: &Desired) -> Result<Option<Observed>, Error> {
     let uid = object.metadata.uid.as_deref().unwrap_or_default();
     let Some(containers) = ctx.containers.of_workload(uid) else { return Ok(None) };
-    let containers: Vec<SeenContainer> = containers.into_iter().map(|c| seen(ctx, c)).collect();
+    let containers: Vec<SeenContainer> = containers.into_iter().map(|c| seen(ctx, object, desired, c)).collect();
     let id = &desired.sandbox.spec.id;
     let mut stale_sandboxes = ctx.sandboxes.of_workload(uid);
     stale_sandboxes.remove(id);
@@ -56,6 +56,7 @@ pub async fn observe(ctx: &Context, object: &Workload, desired: &Desired) -> Res
         None => None,
         Some(sandbox) => Some(SeenSandbox {
             complete: sandbox.complete,
+            netns: sandbox.netns,
             attachments: ctx.drivers.networks.attachments_of(id).await?,
             ports: ctx.drivers.networks.ports_of(id).await?,
         }),
@@ -79,11 +80,19 @@ pub fn is_clear(observed: &Observed) -> bool {
     observed.containers.is_empty() && observed.sandbox.is_none() && observed.stale_sandboxes.is_empty()
 }
 
-fn seen(ctx: &Context, container: Container) -> SeenContainer {
+fn seen(ctx: &Context, object: &Workload, desired: &Desired, container: Container) -> SeenContainer {
     let label = |key: &str| container.labels.get(key).cloned().unwrap_or_default();
     let number = |key: &str| label(key).parse().unwrap_or(0);
+    let name = label(labels::CONTAINER);
+    // Until its prober runs, a container is as its status knew it, or as one that was just started.
+    let wish = desired.containers.iter().find(|wish| wish.name == name);
+    let health = ctx
+        .probers
+        .health(&container.id)
+        .or_else(|| super::status::known_health(object, &container.id))
+        .unwrap_or_else(|| wish.map_or_else(Health::default, |wish| super::probes::initial(&wish.probes)));
     SeenContainer {
-        name: label(labels::CONTAINER),
+        name,
         init: label(labels::TYPE) == labels::TYPE_INIT,
         sandbox: label(labels::SANDBOX),
         attempt: number(labels::ATTEMPT),
@@ -91,7 +100,7 @@ fn seen(ctx: &Context, container: Container) -> SeenContainer {
         failures: number(labels::FAILURES),
         hash: label(labels::SPEC_HASH),
         stopping: ctx.stops.since(&container.id),
-        health: Health::default(),
+        health,
         container,
     }
 }

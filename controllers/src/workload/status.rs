@@ -15,7 +15,7 @@ use nodelet_crds::workload::{RestartPolicy, Workload};
 use nodelet_drivers::ids::ContainerId;
 use nodelet_drivers::runtime::{Exit, TaskState};
 
-use super::model::{About, ContainerWish, Desired, Intent, Observed, Remembered, SeenContainer, SeenImage};
+use super::model::{About, ContainerWish, Desired, Health, Intent, Observed, Remembered, SeenContainer, SeenImage};
 use super::plan::{Hold, Plan};
 use crate::context::{Context, chain};
 use crate::controller::object_key;
@@ -68,6 +68,13 @@ pub fn remembered(object: &Workload) -> BTreeMap<String, Remembered> {
         (c.name.clone(), remembered)
     })
     .collect()
+}
+
+/// What the status knows of the probes of this very container, if it runs.
+pub fn known_health(object: &Workload, id: &ContainerId) -> Option<Health> {
+    let all = object.status.iter().flat_map(|status| &status.container_statuses);
+    let known = all.filter(|c| c.state.running.is_some()).find(|c| c.container_id == id.as_str())?;
+    Some(Health { started: known.started.unwrap_or(true), ready: known.ready, failed: false })
 }
 
 /// The attempt in a container id, see [`crate::names::container_id`].

@@ -48,6 +48,7 @@ fn wish(name: &str) -> ContainerWish {
         limits: Limits::default(),
         hash: "h1".to_owned(),
         probes: Probes::default(),
+        ports: vec![],
         pre_stop: None,
         post_start: None,
     }
@@ -152,7 +153,12 @@ fn present() -> SeenImage {
 /// A workload that runs as wanted.
 fn healthy() -> Observed {
     Observed {
-        sandbox: Some(SeenSandbox { complete: true, attachments: vec![attachment()], ports: vec![(port(), true)] }),
+        sandbox: Some(SeenSandbox {
+            complete: true,
+            netns: None,
+            attachments: vec![attachment()],
+            ports: vec![(port(), true)],
+        }),
         containers: vec![container("main", 0, running())],
         ..Observed::default()
     }
@@ -291,7 +297,13 @@ fn one_change_on_a_healthy_workload() {
         ("port element gone", |_, o| o.sandbox.as_mut().unwrap().ports[0].1 = false, &["ports"]),
         ("port no longer wanted", |d, _| d.sandbox.ports.clear(), &["ports"]),
         ("network no longer wanted", |d, _| d.sandbox.attachments.clear(), &["detach default/default", "ports"]),
-        ("a file changed", |_, o| drop(o.outdated_files.insert("conf".into())), &["files"]),
+        (
+            "a file changed",
+            |_, o| {
+                o.outdated_files.insert("conf".into());
+            },
+            &["files"],
+        ),
         (
             "a container no longer wanted",
             |_, o| o.containers.push(container("extra", 0, running())),
@@ -324,7 +336,7 @@ fn one_change_on_a_healthy_workload() {
             |_, o| {
                 o.sandbox = None;
                 o.containers[0].sandbox = OLD_SANDBOX.into();
-                drop(o.stale_sandboxes.insert(SandboxId::new(OLD_SANDBOX).unwrap()));
+                o.stale_sandboxes.insert(SandboxId::new(OLD_SANDBOX).unwrap());
             },
             &["ask web-1-main-0 SandboxChanged"],
         ),
@@ -334,7 +346,7 @@ fn one_change_on_a_healthy_workload() {
                 o.sandbox = None;
                 o.containers[0].sandbox = OLD_SANDBOX.into();
                 o.containers[0].container.state = exited(0, 0);
-                drop(o.stale_sandboxes.insert(SandboxId::new(OLD_SANDBOX).unwrap()));
+                o.stale_sandboxes.insert(SandboxId::new(OLD_SANDBOX).unwrap());
             },
             &[
                 "remove web-1-main-0",
@@ -351,7 +363,7 @@ fn one_change_on_a_healthy_workload() {
             |_, o| {
                 o.sandbox = None;
                 o.containers[0].sandbox = OLD_SANDBOX.into();
-                drop(o.stale_sandboxes.insert(SandboxId::new(OLD_SANDBOX).unwrap()));
+                o.stale_sandboxes.insert(SandboxId::new(OLD_SANDBOX).unwrap());
                 o.images.insert("main".into(), SeenImage::Pulling { message: String::new() });
             },
             &[],
@@ -478,8 +490,12 @@ fn apply_to_model(desired: &Desired, observed: &mut Observed, plan: &Plan) {
                 }
             }
             Step::EnsureSandbox => {
-                let sandbox =
-                    observed.sandbox.get_or_insert(SeenSandbox { complete: true, attachments: vec![], ports: vec![] });
+                let sandbox = observed.sandbox.get_or_insert(SeenSandbox {
+                    complete: true,
+                    netns: None,
+                    attachments: vec![],
+                    ports: vec![],
+                });
                 sandbox.complete = true;
             }
             Step::Attach { .. } => observed.sandbox.as_mut().unwrap().attachments = vec![attachment()],
@@ -567,6 +583,7 @@ prop_compose! {
         }
         observed.sandbox = sandbox.map(|(complete, attached, published)| SeenSandbox {
             complete,
+            netns: None,
             attachments: if attached { vec![attachment()] } else { vec![] },
             ports: if published { vec![(port(), true)] } else { vec![] },
         });
