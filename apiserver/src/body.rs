@@ -5,6 +5,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use crate::protobuf;
 use crate::request::{Context, FieldValidation};
 use crate::schema::join;
 use crate::status::ApiError;
@@ -16,8 +17,12 @@ pub(crate) const LIMIT: usize = 3 << 20;
 pub(crate) fn object(context: &Context, bytes: &[u8]) -> Result<Value, ApiError> {
     match context.content_type.as_str() {
         "application/json" | "" => json(context, bytes),
+        protobuf::MEDIA => protobuf::decode(bytes),
         "application/yaml" | "application/x-yaml" | "text/yaml" => yaml(bytes),
-        other => Err(ApiError::unsupported_media(other, "application/json, application/yaml")),
+        other => Err(ApiError::unsupported_media(
+            other,
+            "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        )),
     }
 }
 

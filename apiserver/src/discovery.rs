@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::openapi;
 use crate::registry::Resource;
 use crate::represent;
-use crate::request::{User, accepted, is_json};
+use crate::request::{accepted, is_json};
 use crate::server::Server;
 use crate::status::ApiError;
 
@@ -25,9 +25,6 @@ pub(crate) fn answer(
         words.as_slice(),
         [] | ["version" | "api" | "apis" | "healthz" | "livez" | "readyz"] | ["api" | "apis", _] | ["apis", _, _]
     ) || matches!(words.first(), Some(&("openapi" | "healthz" | "livez" | "readyz")));
-    if matches!(words.as_slice(), ["apis", "authentication.k8s.io" | "authorization.k8s.io", "v1", _]) {
-        return review(server, parts, &words).map(Some);
-    }
     if !known {
         return Ok(None);
     }
@@ -221,23 +218,4 @@ fn aggregate_resource(server: &Server, resource: &Resource) -> Value {
         }
     }
     entry
-}
-
-/// `kubectl auth whoami` and `kubectl auth can-i`.
-fn review(server: &Server, parts: &http::request::Parts, words: &[&str]) -> Result<Response<Body>, ApiError> {
-    let _ = server;
-    if parts.method != Method::POST {
-        return Err(ApiError::method_not_allowed());
-    }
-    let user = parts.extensions.get::<User>().cloned().unwrap_or_else(User::root);
-    let body = match words {
-        ["apis", "authentication.k8s.io", "v1", "selfsubjectreviews"] => json!({
-            "kind": "SelfSubjectReview",
-            "apiVersion": "authentication.k8s.io/v1",
-            "metadata": {"creationTimestamp": crate::admission::now()},
-            "status": {"userInfo": {"username": user.name, "groups": user.groups}},
-        }),
-        _ => return Err(ApiError::no_such_path()),
-    };
-    Ok(represent::answer(StatusCode::CREATED, body.to_string()))
 }

@@ -9,6 +9,7 @@
 //! `admission.rs` makes objects well-formed, `apply/` keeps track of who set which field, `store.rs` makes changes
 //! durable and tells watchers, `represent.rs` gives the answer its form.
 
+mod access;
 mod admission;
 mod apply;
 mod body;
@@ -20,6 +21,7 @@ mod jsonpath;
 mod openapi;
 mod patch;
 mod pki;
+mod protobuf;
 mod registry;
 mod represent;
 mod request;

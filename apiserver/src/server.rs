@@ -15,12 +15,12 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::{Value, json};
 
-use crate::registry::{Registry, Writers, served_definition};
+use crate::registry::{Registry, served_definition};
 use crate::request::{Context, Target, Trusted, User, segments};
 use crate::status::ApiError;
 use crate::store::{Expect, Key, OpenError, Store, Write};
 use crate::subresources::{SubresourceRequest, Subresources};
-use crate::{admission, body, discovery, garbage, represent, verbs};
+use crate::{access, admission, body, discovery, garbage, represent, verbs};
 
 /// A check beyond schema and rules: given an object, the path and message of everything wrong with it.
 pub type Validator = Arc<dyn Fn(&Value) -> Vec<(String, String)> + Send + Sync>;
@@ -154,6 +154,9 @@ impl Server {
         if let Some(response) = discovery::answer(self, &parts, &segments)? {
             return Ok(response);
         }
+        if let Some(response) = access::review(&parts, &segments, &bytes)? {
+            return Ok(response);
+        }
         let registry = self.inner.registry.clone();
         let target = Target::parse(&registry, &segments)?;
         if let Some(subresource) = target.subresource.as_deref().filter(|s| !matches!(*s, "status" | "finalize")) {
@@ -180,7 +183,7 @@ impl Server {
     ) -> Result<Response<Body>, ApiError> {
         let inner = &self.inner;
         let is_write = !matches!(*method, Method::GET | Method::HEAD);
-        authorize(context, target, is_write)?;
+        access::authorize(context, target, method, is_write)?;
         match target.subresource.as_deref() {
             Some("status") if target.resource.has_status => {}
             None => {}
@@ -234,21 +237,6 @@ impl Server {
         };
         Ok(handler.handle(request).await)
     }
-}
-
-/// Refuses what the sender may not do.
-fn authorize(context: &Context, target: &Target<'_>, is_write: bool) -> Result<(), ApiError> {
-    let resource = target.resource;
-    let name = target.name.as_deref().unwrap_or_default();
-    if is_write && resource.writers == Writers::Trusted && !context.trusted {
-        return Err(ApiError::method_not_allowed());
-    }
-    let hidden = context.user.read_only && resource.group.is_empty() && resource.plural == "secrets";
-    if context.user.read_only && (is_write || hidden) {
-        let detail = format!("User {:?} cannot do this: it may only read, and no Secrets", context.user.name);
-        return Err(ApiError::forbidden(resource, name, &detail));
-    }
-    Ok(())
 }
 
 impl Inner {

@@ -100,7 +100,8 @@ async fn updates_need_the_latest_version_and_change_nothing_for_nothing() {
     assert_eq!((code.as_u16(), patched["spec"].get("note")), (200, None));
     assert_eq!(api.patch(&path, "application/json-patch+json", patch).await.0, 422);
     assert_eq!(api.patch(&path, "application/strategic-merge-patch+json", json!({})).await.0, 415);
-    assert_eq!(api.call(Method::POST, WIDGETS, "application/vnd.kubernetes.protobuf", json!({})).await.0, 415);
+    assert_eq!(api.call(Method::POST, WIDGETS, "application/vnd.kubernetes.protobuf", json!({})).await.0, 400);
+    assert_eq!(api.call(Method::POST, WIDGETS, "text/plain", json!({})).await.0, 415);
 }
 
 #[tokio::test]
