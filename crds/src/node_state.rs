@@ -1,7 +1,7 @@
 //! NodeState: what one node has and is doing. It has no desired part; its agent is the only writer.
 
 use kube::CustomResource;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -129,10 +129,7 @@ pub struct NodeStateStatus {
     pub images: Vec<NodeImage>,
     /// This node's part of every Network that selects it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 1024),
-        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["namespace", "name"])
-    )]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["namespace", "name"]))]
     pub networks: Vec<NodeNetwork>,
     /// This node's part of every ResourceLimit that selects it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -295,7 +292,7 @@ pub struct NodeNetwork {
     pub link: Option<String>,
     /// The subnets in use, the chosen ones included.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["cidr"]))]
+    #[schemars(schema_with = "subnets_schema")]
     pub subnets: Vec<Subnet>,
     /// Addresses assigned to Workloads.
     #[serde(default)]
@@ -303,6 +300,26 @@ pub struct NodeNetwork {
     /// A sentence for people: the cause and the next try, after a failure.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+}
+
+/// The schema of [`Subnet`] without its rules: in a list of a list they would be too costly for an API server, and
+/// what an agent reports was checked when it was asked for.
+fn subnets_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["cidr"],
+        "items": {
+            "type": "object",
+            "description": "An address range of a network.",
+            "required": ["cidr"],
+            "properties": {
+                "cidr": { "type": "string", "description": "The range as `address/prefix`." },
+                "gateway": { "type": "string", "description": "The node's own address in it." },
+                "range": { "type": "string", "description": "The part that addresses are assigned from." },
+            },
+        },
+    })
 }
 
 /// One node's part of a ResourceLimit.
