@@ -201,7 +201,7 @@ async fn write(ctx: &Context) -> Result<(), kube::Error> {
         now(),
     );
     ctx.write_cluster_status(&object, object.status.as_ref(), &status).await?;
-    Ok(())
+    crate::node_object::publish(ctx, &status).await
 }
 
 /// The first condition that keeps the node from being ready.

@@ -40,6 +40,9 @@ pub enum Error {
     /// A metric's name is taken.
     #[error("registering metrics")]
     Metrics(#[from] prometheus::Error),
+    /// The API refuses what exists from the start.
+    #[error("creating the default network")]
+    Defaults(#[source] kube::Error),
     /// The API does not answer.
     #[error("reading this node's NodeState")]
     NodeState(#[source] kube::Error),
@@ -57,6 +60,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let metrics = Metrics::register(metrics)?;
+    crate::defaults::ensure(&client).await.map_err(Error::Defaults)?;
     let report = NodeReport::default();
     let state = node_state::load(&client, &settings.node_name).await.map_err(Error::NodeState)?;
     if let Some(status) = &state.status {
