@@ -23,6 +23,7 @@ use crate::ids::{IfName, NetworkKey, SandboxId};
 
 mod book;
 mod bridge;
+mod conntrack;
 mod events;
 pub mod fake;
 mod ipam;

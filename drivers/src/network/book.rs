@@ -1,7 +1,7 @@
 //! What has been promised: networks, addresses and ports, and whether a new wish fits. Pure; the kernel-backed
 //! implementation and the fake keep the same book.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -184,20 +184,23 @@ impl Book {
             protocol: port.protocol,
             owner,
         };
-        for (number, port) in ports.iter().enumerate() {
+        let mut claims: HashMap<(Protocol, u16), Vec<(&SandboxId, &PublishedPort)>> = HashMap::new();
+        for (owner, theirs) in self.ports.iter().filter(|(owner, _)| *owner != sandbox) {
+            for their in theirs {
+                claims.entry((their.protocol, their.host_port)).or_default().push((owner, their));
+            }
+        }
+        for port in ports {
             if port.host_ip.is_some_and(|host| host.is_ipv4() != port.target_ip.is_ipv4()) {
                 return Err(taken(port, format!("nobody, but leads to {} of the other family", port.target_ip)));
             }
-            if ports[..number].iter().any(|earlier| collide(earlier, port)) {
-                return Err(taken(port, format!("another port of sandbox {sandbox} itself")));
-            }
-            let holder = self
-                .ports
-                .iter()
-                .filter(|(other, _)| *other != sandbox)
-                .find(|(_, theirs)| theirs.iter().any(|their| collide(their, port)));
-            if let Some((other, _)) = holder {
-                return Err(taken(port, format!("sandbox {other}")));
+            let holders = claims.entry((port.protocol, port.host_port)).or_default();
+            match holders.iter().find(|(_, held)| share_address(held, port)) {
+                Some((owner, _)) if *owner == sandbox => {
+                    return Err(taken(port, format!("another port of sandbox {sandbox} itself")));
+                }
+                Some((owner, _)) => return Err(taken(port, format!("sandbox {owner}"))),
+                None => holders.push((sandbox, port)),
             }
         }
         Ok(())
@@ -228,11 +231,9 @@ pub(super) fn host_ip(port: &PublishedPort) -> IpAddr {
     })
 }
 
-/// Whether two ports claim a common address of the node. As with sockets, "all addresses" includes each one.
-fn collide(a: &PublishedPort, b: &PublishedPort) -> bool {
-    let (ip_a, ip_b): (IpAddr, IpAddr) = (host_ip(a), host_ip(b));
-    let same: (Protocol, u16) = (a.protocol, a.host_port);
-    same == (b.protocol, b.host_port)
-        && ip_a.is_ipv4() == ip_b.is_ipv4()
-        && (ip_a == ip_b || ip_a.is_unspecified() || ip_b.is_unspecified())
+/// Whether two ports of one number claim a common address of the node. As with sockets, "all addresses" includes
+/// each one; the families are apart.
+fn share_address(a: &PublishedPort, b: &PublishedPort) -> bool {
+    let (ip_a, ip_b) = (host_ip(a), host_ip(b));
+    ip_a.is_ipv4() == ip_b.is_ipv4() && (ip_a == ip_b || ip_a.is_unspecified() || ip_b.is_unspecified())
 }

@@ -20,6 +20,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Route};
 
 use super::netlink::{Message, Refused, Socket};
 
+const RT_TABLE_LOCAL: u8 = 255;
+
 /// A hardware address.
 pub(super) type Mac = [u8; 6];
 
@@ -256,6 +258,20 @@ pub(super) fn set_default_route(link: u32, gateway: IpAddr) -> Request {
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
     message.attributes = vec![RouteAttribute::Gateway(RouteAddress::from(gateway)), RouteAttribute::Oif(link)];
+    Request(Route::NewRoute(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Lets an IPv6 address just given to a link receive at once. The kernel does this too, but from a work queue, and
+/// answers that come earlier are lost.
+pub(super) fn set_local_route(link: u32, address: Ipv6Addr) -> Request {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet6;
+    message.header.destination_prefix_length = 128;
+    message.header.table = RT_TABLE_LOCAL;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Local;
+    message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet6(address)), RouteAttribute::Oif(link)];
     Request(Route::NewRoute(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
 }
 

@@ -6,7 +6,7 @@
 //! element by element or, when chains or rules are damaged, as a whole.
 
 pub(super) mod decode;
-mod encode;
+pub(super) mod encode;
 mod expr;
 mod observe;
 mod ruleset;
@@ -76,6 +76,11 @@ impl Table {
     pub(super) fn held(&mut self) -> Result<Option<&Elements>, Refused> {
         self.refresh()?;
         Ok(self.known.as_ref().map(|known| &known.elements))
+    }
+
+    /// The socket, for other subsystems of netfilter.
+    pub(super) fn socket(&mut self) -> &mut Socket {
+        &mut self.socket
     }
 
     /// Removes the table; absence is success.

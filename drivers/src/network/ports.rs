@@ -1,5 +1,6 @@
 //! Published ports: who may have which, and whether the kernel has them.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,7 +8,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_
 
 use super::node::{Node, PortsRecord, failed, refused};
 use super::records::Kind;
-use super::{Error, Protocol, PublishedPort, book, nft};
+use super::{Error, Protocol, PublishedPort, book, conntrack, nft};
 use crate::ids::SandboxId;
 
 impl Node {
@@ -19,7 +20,8 @@ impl Node {
             return if ports.is_empty() { Ok(()) } else { self.sync_table().map(|_| ()) };
         }
         self.book.check_ports(sandbox, ports)?;
-        for port in ports.iter().filter(|port| !before.iter().flatten().any(|held| claims_same(held, port))) {
+        let held: HashSet<_> = before.iter().flatten().map(claim).collect();
+        for port in ports.iter().filter(|port| !held.contains(&claim(port))) {
             if has_listener(port) {
                 return Err(Error::PortTaken {
                     host_ip: book::host_ip(port),
@@ -30,8 +32,9 @@ impl Node {
             }
         }
         // What the kernel may hold until this is done is on disk at any time: first both, then only the new ones.
-        let mut both = before.clone().unwrap_or_default();
-        both.extend(ports.iter().filter(|port| !both.contains(port)).cloned().collect::<Vec<_>>());
+        let mut both: Vec<_> = before.iter().flatten().chain(ports).cloned().collect();
+        both.sort();
+        both.dedup();
         self.record_ports(sandbox, &both)?;
         self.remember_ports(sandbox, ports.to_vec());
         if let Err(error) = self.sync_table() {
@@ -39,10 +42,32 @@ impl Node {
             self.record_ports(sandbox, before.as_deref().unwrap_or_default())?;
             return Err(error);
         }
-        if both != ports {
-            self.record_ports(sandbox, ports)?;
+        self.forget_connections(before.as_deref().unwrap_or_default(), ports);
+        if both.len() == ports.len() {
+            return Ok(());
         }
-        Ok(())
+        self.record_ports(sandbox, ports)
+    }
+
+    /// Lets clients of changed UDP ports find their new way. Not essential enough to fail for: without it they do
+    /// once they pause.
+    fn forget_connections(&mut self, before: &[PublishedPort], now: &[PublishedPort]) {
+        let changed = |a: &[PublishedPort], b: &[PublishedPort]| -> Vec<PublishedPort> {
+            a.iter().filter(|port| port.protocol == Protocol::Udp && !b.contains(port)).cloned().collect()
+        };
+        let (gone, new) = (changed(before, now), changed(now, before));
+        if gone.is_empty() && new.is_empty() {
+            return;
+        }
+        let node = match self.links.addresses() {
+            Ok(addresses) => addresses.into_iter().map(|(_, address)| address.addr()).collect(),
+            Err(_) => HashSet::new(),
+        };
+        let ports = gone.iter().chain(&new).map(|port| port.host_port).collect();
+        let targets = gone.iter().map(|port| port.target_ip).collect();
+        if let Err(error) = conntrack::forget_udp(self.table.socket(), &ports, &node, &targets) {
+            tracing::warn!(%error, "clients of changed UDP ports may keep their old way while they send");
+        }
     }
 
     fn remember_ports(&mut self, sandbox: &SandboxId, ports: Vec<PublishedPort>) {
@@ -83,9 +108,9 @@ impl Node {
     }
 }
 
-/// Both claim the same address, protocol and port of the node.
-fn claims_same(a: &PublishedPort, b: &PublishedPort) -> bool {
-    (book::host_ip(a), a.host_port, a.protocol) == (book::host_ip(b), b.host_port, b.protocol)
+/// What a port claims of the node.
+fn claim(port: &PublishedPort) -> (IpAddr, u16, Protocol) {
+    (book::host_ip(port), port.host_port, port.protocol)
 }
 
 /// Whether a program of the node already listens there. Such a port would be taken away from it silently, since

@@ -6,7 +6,7 @@ use std::io;
 use super::book::Place;
 use super::bridge::{has_ipv6, mtu, port_requests};
 use super::events::Role;
-use super::link::{Links, add_address, create_veth, delete, set_default_route, set_up};
+use super::link::{Links, add_address, create_veth, delete, set_default_route, set_local_route, set_up};
 use super::netlink::Refused;
 use super::netns::Netns;
 use super::node::{Node, failed, refused};
@@ -248,6 +248,10 @@ fn configure(network: &NetworkSpec, place: &Place) -> io::Result<Result<(), Refu
     };
     let mut requests = vec![set_up(link, has_ipv6(network))];
     requests.extend(place.addresses.iter().map(|address| add_address(link, *address)));
+    requests.extend(place.addresses.iter().filter_map(|address| match address.addr() {
+        std::net::IpAddr::V6(v6) => Some(set_local_route(link, v6)),
+        std::net::IpAddr::V4(_) => None,
+    }));
     requests.extend(default_routes(network, place).into_iter().map(|gateway| set_default_route(link, gateway)));
     // The last question makes the kernel notice the carrier, see `Node::settle`.
     Ok(links.apply(requests).and_then(|()| links.find(place.spec.ifname.as_str())).map(|_| ()))

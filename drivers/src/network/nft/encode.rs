@@ -7,11 +7,11 @@ const SUBSYSTEM: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
 /// `NFPROTO_INET`.
-pub(super) const INET: u8 = 1;
+const INET: u8 = 1;
 const NLA_F_NESTED: u16 = 1 << 15;
 const NLM_F_REQUEST: u16 = 1;
-pub(super) const NLM_F_ACK: u16 = 4;
-pub(super) const NLM_F_DUMP: u16 = 0x300;
+pub(in crate::network) const NLM_F_ACK: u16 = 4;
+pub(in crate::network) const NLM_F_DUMP: u16 = 0x300;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
 pub(super) const NLM_F_APPEND: u16 = 0x800;
 
@@ -42,11 +42,11 @@ impl Verb {
 
 /// A list of attributes being written.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Attrs(Vec<u8>);
+pub(in crate::network) struct Attrs(Vec<u8>);
 
 impl Attrs {
     /// Appends raw bytes as one attribute.
-    pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
+    pub(in crate::network) fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         // Callers keep every list far below this; see `ruleset::ELEMENTS_PER_MESSAGE`.
         let length = u16::try_from(4 + value.len()).expect("an attribute is shorter than 64 KiB");
         self.0.extend_from_slice(&length.to_ne_bytes());
@@ -102,8 +102,13 @@ fn write_message(buffer: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, fam
 
 /// One request outside of a transaction: the `Get` verbs.
 pub(super) fn query(verb: Verb, flags: u16, sequence: u32, attrs: &Attrs) -> Vec<u8> {
+    message(verb.kind(), flags, sequence, INET, attrs)
+}
+
+/// One message to a subsystem of netfilter.
+pub(in crate::network) fn message(kind: u16, flags: u16, sequence: u32, family: u8, attrs: &Attrs) -> Vec<u8> {
     let mut buffer = Vec::with_capacity(64);
-    write_message(&mut buffer, verb.kind(), flags, sequence, INET, 0, attrs.as_bytes());
+    write_message(&mut buffer, kind, flags, sequence, family, 0, attrs.as_bytes());
     buffer
 }
 

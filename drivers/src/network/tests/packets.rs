@@ -167,3 +167,31 @@ fn a_sandbox_does_not_reach_the_loopback_of_the_node() {
         assert!(secret.recv(&mut [0; 8]).is_err());
     });
 }
+
+#[test]
+fn a_udp_client_that_never_pauses_follows_its_port() {
+    on_a_node(|world| async move {
+        let outside = world.outside();
+        let networks = world.networks();
+        networks.ensure_network(&network("n", &["10.89.0.0/24"])).await.unwrap();
+        attach(&world, &networks, "a", "n", &["10.89.0.10"]).await;
+        attach(&world, &networks, "b", "n", &["10.89.0.11"]).await;
+        let udp = |target| PublishedPort { protocol: Protocol::Udp, ..published(None, 5353, target, 80) };
+        let client = inside(&outside, || std::net::UdpSocket::bind("192.0.2.9:4000").unwrap());
+        client.connect("192.0.2.1:5353").unwrap();
+        client.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+        let ask = || {
+            client.send(b"?").map_err(|e| e.to_string())?;
+            let mut buffer = [0; 64];
+            let length = client.recv(&mut buffer).map_err(|e| e.to_string())?;
+            Ok::<_, String>(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        };
+        // Before it is published nobody answers, but the kernel remembers the connection.
+        assert!(ask().is_err());
+        networks.set_ports(&sandbox("a"), &[udp("10.89.0.10")]).await.unwrap();
+        assert_eq!(ask().unwrap(), "a 192.0.2.9");
+        networks.set_ports(&sandbox("a"), &[]).await.unwrap();
+        networks.set_ports(&sandbox("b"), &[udp("10.89.0.11")]).await.unwrap();
+        assert_eq!(ask().unwrap(), "b 192.0.2.9");
+    });
+}
