@@ -22,6 +22,32 @@ use tokio::sync::mpsc;
 use crate::cgroups::Limits;
 use crate::ids::{CgroupPath, ContainerId, SandboxId};
 
+mod accounts;
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+mod containerd;
+mod create;
+mod events;
+mod exec;
+mod exits;
+pub mod fake;
+mod image;
+mod info;
+mod layers;
+mod limits;
+mod list;
+mod node;
+mod record;
+mod remove;
+mod signal;
+mod spec;
+mod start;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+pub use containerd::{ContainerdRuntime, Options};
+
 /// What went wrong while talking to the runtime.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

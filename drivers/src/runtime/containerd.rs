@@ -1,0 +1,180 @@
+//! The runtime on containerd: state shared by the verbs, and the trait as their table of contents. Each verb has a
+//! file of its own beside this one; the sequences and their reasons are in `docs/decisions/0004-containerd.md`.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
+
+use super::exits::Exits;
+use super::image::ImageCache;
+use super::node::Node;
+use super::{
+    Container, ContainerSpec, Error, ExecResult, ExecSpec, Runtime, RuntimeEvent, RuntimeInfo, Started, create, events,
+    exec, info, limits, list, remove, signal, start, sweep,
+};
+use crate::cgroups::Limits;
+use crate::containerd::Containerd;
+use crate::ids::ContainerId;
+
+/// How containers are run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `nodelet-logger`, an absolute path as containerd's shim sees it.
+    pub logger: PathBuf,
+    /// Name or path of the OCI runtime, such as `crun`; `None` is containerd's default, runc.
+    pub oci_runtime: Option<String>,
+    /// containerd's runtime handler.
+    pub handler: String,
+    /// Where the OCI runtime keeps its state; `None` is `/run/containerd/runc`, shared by all containerd daemons of
+    /// the node. (The runtime adds the containerd namespace.)
+    pub oci_root: Option<PathBuf>,
+    /// Where the cgroup hierarchy is mounted.
+    pub cgroup_root: PathBuf,
+    /// A directory for the short-lived pipes of [`Runtime::exec`].
+    pub run_dir: PathBuf,
+    /// Let the default seccomp profile admit programs of the node's other architectures, such as 32-bit ones. It
+    /// makes every start of a container markedly slower, so it is off by default.
+    pub foreign_architectures: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            logger: PathBuf::from("/var/lib/nodelet/bin/nodelet-logger"),
+            oci_runtime: None,
+            handler: "io.containerd.runc.v2".to_owned(),
+            oci_root: None,
+            cgroup_root: PathBuf::from("/sys/fs/cgroup"),
+            run_dir: PathBuf::from("/run/nodelet"),
+            foreign_architectures: false,
+        }
+    }
+}
+
+/// [`Runtime`] on containerd.
+#[derive(Clone, Debug)]
+pub struct ContainerdRuntime {
+    shared: Arc<Shared>,
+}
+
+/// What the verbs share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) containerd: Containerd,
+    pub(super) options: Options,
+    pub(super) node: Node,
+    pub(super) images: ImageCache,
+    pub(super) exits: Exits,
+    /// Name and version of the OCI runtime, asked for once.
+    pub(super) oci_runtime: tokio::sync::OnceCell<String>,
+    /// Creations are CPU-bound; more at a time than this only makes each of them late.
+    pub(super) creating: Semaphore,
+    tasks: TaskTracker,
+}
+
+impl ContainerdRuntime {
+    /// A runtime in the connection's namespace. Must be called within a tokio runtime.
+    pub fn new(containerd: Containerd, options: Options) -> Self {
+        let node = Node::observe(&options.cgroup_root);
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            shared: Arc::new(Shared {
+                containerd,
+                options,
+                node,
+                images: ImageCache::default(),
+                exits: Exits::default(),
+                oci_runtime: tokio::sync::OnceCell::new(),
+                creating: Semaphore::new(cpus * 2),
+                tasks: TaskTracker::new(),
+            }),
+        }
+    }
+
+    /// Waits until no call that must not be cut short is under way: a client that goes away during the creation of
+    /// a task leaves shims behind. For an orderly end of the agent.
+    pub async fn drain(&self) {
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        self.shared.tasks.reopen();
+    }
+
+    /// Runs `call` in a task of its own, so that it goes on to its end when the caller goes away.
+    async fn uncancelled<T, F>(&self, doing: String, call: impl FnOnce(Arc<Shared>) -> F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let task = self.shared.tasks.spawn(call(self.shared.clone()));
+        match task.await {
+            Ok(result) => result,
+            Err(source) => Err(Error::Failed { doing, source: Box::new(source) }),
+        }
+    }
+}
+
+#[async_trait]
+impl Runtime for ContainerdRuntime {
+    async fn info(&self) -> Result<RuntimeInfo, Error> {
+        info::info(&self.shared).await
+    }
+
+    async fn list(&self) -> Result<Vec<Container>, Error> {
+        list::list(&self.shared).await
+    }
+
+    async fn get(&self, id: &ContainerId) -> Result<Option<Container>, Error> {
+        list::get(&self.shared, id).await
+    }
+
+    async fn create(&self, spec: &ContainerSpec) -> Result<(), Error> {
+        let spec = spec.clone();
+        let doing = format!("creating container {}", spec.id);
+        self.uncancelled(doing, |shared| async move { create::create(&shared, spec).await }).await
+    }
+
+    async fn start(&self, id: &ContainerId) -> Result<Started, Error> {
+        let id = id.clone();
+        let doing = format!("starting container {id}");
+        self.uncancelled(doing, |shared| async move { start::start(&shared, &id).await }).await
+    }
+
+    async fn kill(&self, id: &ContainerId, signal: &str, all: bool) -> Result<(), Error> {
+        signal::kill(&self.shared, id, signal, all).await
+    }
+
+    async fn stop_signal(&self, id: &ContainerId) -> Result<String, Error> {
+        signal::stop_signal(&self.shared, id).await
+    }
+
+    async fn remove(&self, id: &ContainerId) -> Result<(), Error> {
+        let id = id.clone();
+        let doing = format!("removing container {id}");
+        self.uncancelled(doing, |shared| async move { remove::remove(&shared, &id).await }).await
+    }
+
+    async fn update_limits(&self, id: &ContainerId, limits: &Limits) -> Result<(), Error> {
+        limits::update(&self.shared, id, limits).await
+    }
+
+    async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecResult, Error> {
+        let (id, spec) = (id.clone(), spec.clone());
+        let doing = format!("running a program in container {id}");
+        let abandoned = tokio_util::sync::CancellationToken::new();
+        // A caller that goes away does not leave the program running.
+        let _on_drop = abandoned.clone().drop_guard();
+        self.uncancelled(doing, |shared| async move { exec::exec(&shared, &id, &spec, abandoned).await }).await
+    }
+
+    fn events(&self) -> mpsc::Receiver<RuntimeEvent> {
+        events::events(self.shared.clone())
+    }
+
+    async fn sweep(&self) -> Result<Vec<String>, Error> {
+        sweep::sweep(&self.shared).await
+    }
+}

@@ -1,0 +1,300 @@
+//! Making a container: record, snapshot, task. The record comes first: it is the journal of all that follows, and
+//! keeps the snapshot from being collected.
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use containerd_client::services::v1::container::Runtime as Handler;
+use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
+use containerd_client::services::v1::{
+    Container as Record, CreateContainerRequest, CreateTaskRequest, UpdateContainerRequest,
+};
+use containerd_client::types::Mount;
+use tonic::Status;
+
+use super::accounts::Accounts;
+use super::containerd::Shared;
+use super::image::{self, ImageFacts};
+use super::record::{Journal, RuncOptions, SPEC_TYPE, json_any};
+use super::spec::{self, Inputs};
+use super::{ContainerSpec, Error, LogTarget, Namespace, Seccomp, layers, signal};
+use crate::containerd::{is_already_exists, is_not_found};
+
+/// Label on the snapshots that we make, so that a sweep knows them.
+pub(super) const SNAPSHOT_LABEL: &str = "nodelet.dev/container";
+const DEFAULT_STOP_SIGNAL: &str = "SIGTERM";
+
+/// See [`super::Runtime::create`].
+pub(super) async fn create(shared: &Shared, spec: ContainerSpec) -> Result<(), Error> {
+    check(&spec)?;
+    let _turn = shared.creating.acquire().await;
+    let image = image::facts(shared, &spec.image).await?;
+    let stop_signal = stop_signal(&spec, &image)?;
+    let mut record = record(shared, &spec);
+    Journal { spec: spec.clone(), stop_signal }.put(&mut record)?;
+
+    let mounts = match image.accounts.get() {
+        Some(accounts) => {
+            record.spec = Some(oci_spec(shared, &spec, &image, accounts).await?);
+            create_record(shared, &spec, record).await?;
+            prepare(shared, &spec, &image).await?
+        }
+        None => {
+            // The first container of an image: who it runs as is read from the snapshot, which must not exist
+            // before the record does.
+            // A record must have a specification, so this one has an empty one until then.
+            record.spec = Some(json_any(SPEC_TYPE, &serde_json::json!({"ociVersion": "1.0.2"}))?);
+            create_record(shared, &spec, record.clone()).await?;
+            let mounts = prepare(shared, &spec, &image).await?;
+            let accounts = read_accounts(&spec, &mounts).await?;
+            let accounts = image.accounts.get_or_init(|| accounts);
+            record.spec = Some(oci_spec(shared, &spec, &image, accounts).await?);
+            update_spec(shared, &spec, record).await?;
+            mounts
+        }
+    };
+    let log = prepare_log(shared, &spec).await?;
+    create_task(shared, &spec, mounts, log).await
+}
+
+/// What no daemon needs to be asked for.
+fn check(spec: &ContainerSpec) -> Result<(), Error> {
+    if spec.stdin {
+        return Err(invalid("stdin", "keeping stdin open is not supported yet".to_owned()));
+    }
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        if !mount.destination.starts_with('/') {
+            let message = format!("{:?} is not an absolute path", mount.destination);
+            return Err(invalid(&format!("volumeMounts[{index}].mountPath"), message));
+        }
+        if !["", "rprivate", "rslave", "rshared"].contains(&mount.propagation.as_str()) {
+            let message = format!("{:?} is none of rprivate, rslave, rshared", mount.propagation);
+            return Err(invalid(&format!("volumeMounts[{index}].mountPropagation"), message));
+        }
+    }
+    Ok(())
+}
+
+fn stop_signal(spec: &ContainerSpec, image: &ImageFacts) -> Result<String, Error> {
+    let of_image = image.config.stop_signal().as_deref().filter(|s| !s.is_empty());
+    let chosen = spec.stop_signal.as_deref().or(of_image).unwrap_or(DEFAULT_STOP_SIGNAL);
+    signal::parse(chosen)?;
+    Ok(chosen.to_owned())
+}
+
+fn record(shared: &Shared, spec: &ContainerSpec) -> Record {
+    let options = &shared.options;
+    let runc = RuncOptions {
+        binary_name: options.oci_runtime.clone().unwrap_or_default(),
+        root: options.oci_root.as_ref().map(|root| root.display().to_string()).unwrap_or_default(),
+    };
+    Record {
+        id: spec.id.to_string(),
+        labels: spec.labels.clone().into_iter().collect(),
+        image: spec.image.clone(),
+        runtime: Some(Handler { name: options.handler.clone(), options: Some(runc.to_any()) }),
+        snapshotter: shared.containerd.snapshotter().to_owned(),
+        snapshot_key: spec.id.to_string(),
+        ..Default::default()
+    }
+}
+
+async fn create_record(shared: &Shared, spec: &ContainerSpec, record: Record) -> Result<(), Error> {
+    let containerd = &shared.containerd;
+    let request = containerd.request(CreateContainerRequest { container: Some(record) });
+    match containerd.containers().create(request).await {
+        Ok(_) => Ok(()),
+        Err(status) if is_already_exists(&status) => {
+            Err(Error::AlreadyExists { what: "container", id: spec.id.to_string() })
+        }
+        Err(status) => Err(containerd.error(format!("recording container {}", spec.id), status)),
+    }
+}
+
+async fn update_spec(shared: &Shared, spec: &ContainerSpec, record: Record) -> Result<(), Error> {
+    let containerd = &shared.containerd;
+    let mask = prost_types::FieldMask { paths: vec!["spec".to_owned()] };
+    let request = containerd.request(UpdateContainerRequest { container: Some(record), update_mask: Some(mask) });
+    let result = containerd.containers().update(request).await;
+    result.map_err(|status| containerd.error(format!("recording container {}", spec.id), status))?;
+    Ok(())
+}
+
+async fn prepare(shared: &Shared, spec: &ContainerSpec, image: &ImageFacts) -> Result<Vec<Mount>, Error> {
+    let containerd = &shared.containerd;
+    let key = spec.id.to_string();
+    let message = PrepareSnapshotRequest {
+        snapshotter: containerd.snapshotter().to_owned(),
+        key: key.clone(),
+        parent: image.chain_id.clone(),
+        labels: [(SNAPSHOT_LABEL.to_owned(), key.clone())].into(),
+    };
+    let mut result = containerd.snapshots().prepare(containerd.request(message.clone())).await;
+    if result.as_ref().is_err_and(is_already_exists) {
+        // Of an earlier container whose record is gone: the record just made was not there.
+        let remove = RemoveSnapshotRequest { snapshotter: containerd.snapshotter().to_owned(), key };
+        let _ = containerd.snapshots().remove(containerd.request(remove)).await;
+        result = containerd.snapshots().prepare(containerd.request(message)).await;
+    }
+    match result {
+        Ok(answer) => Ok(answer.into_inner().mounts),
+        Err(status) if is_not_found(&status) => {
+            Err(Error::NotFound { what: "snapshot of image", id: spec.image.clone() })
+        }
+        Err(status) => {
+            Err(containerd.error(format!("preparing the root file system of container {}", spec.id), status))
+        }
+    }
+}
+
+async fn read_accounts(spec: &ContainerSpec, mounts: &[Mount]) -> Result<Accounts, Error> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Failed {
+        doing: format!("reading the users of image {}", spec.image),
+        source,
+    };
+    // Other snapshotters: numbers still work.
+    let Some(layers) = layers::of_mounts(mounts) else { return Ok(Accounts::default()) };
+    let read = tokio::task::spawn_blocking(move || Accounts::read(&layers)).await;
+    read.map_err(|e| failed(Box::new(e)))?.map_err(|e| failed(Box::new(e)))
+}
+
+async fn oci_spec(
+    shared: &Shared,
+    spec: &ContainerSpec,
+    image: &Arc<ImageFacts>,
+    accounts: &Accounts,
+) -> Result<prost_types::Any, Error> {
+    let user = image.config.user().clone().unwrap_or_default();
+    let identity = accounts.resolve(&spec.security, &user)?;
+    let (wanted, node, image) = (spec.clone(), shared.node.clone(), image.clone());
+    let foreign_architectures = shared.options.foreign_architectures;
+    let built = tokio::task::spawn_blocking(move || {
+        let hostname = hostname(&wanted.namespaces.uts);
+        let devices = if wanted.security.privileged { spec::node_devices() } else { Vec::new() };
+        let profile = match &wanted.security.seccomp {
+            Seccomp::Localhost(path) if !wanted.security.privileged => Some(spec::read_profile(path)?),
+            _ => None,
+        };
+        let inputs = Inputs {
+            spec: &wanted,
+            image: &image.config,
+            identity: &identity,
+            hostname: &hostname,
+            node: &node,
+            foreign_architectures,
+            devices: &devices,
+            profile,
+        };
+        json_any(SPEC_TYPE, &spec::build(&inputs)?)
+    });
+    built.await.map_err(|e| Error::Failed {
+        doing: format!("building the specification of container {}", spec.id),
+        source: Box::new(e),
+    })?
+}
+
+/// The host name in a UTS namespace. Blocking; a pinned one is entered by a thread of its own.
+fn hostname(uts: &Namespace) -> String {
+    let own = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let Namespace::Path(path) = uts else { return own() };
+    let path = path.clone();
+    let thread = std::thread::spawn(move || {
+        use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+        let file = std::fs::File::open(path).ok()?;
+        move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::HostNameAndNISDomainName))
+            .ok()?;
+        Some(rustix::system::uname().nodename().to_string_lossy().into_owned())
+    });
+    thread.join().ok().flatten().unwrap_or_else(own)
+}
+
+/// Makes the log's directory and returns the URI that the shim takes for stdout and stderr.
+async fn prepare_log(shared: &Shared, spec: &ContainerSpec) -> Result<String, Error> {
+    let LogTarget::File { path, max_size, max_files } = &spec.log else { return Ok(String::new()) };
+    if let Some(dir) = path.parent() {
+        tokio::fs::create_dir_all(dir).await.map_err(|source| Error::Failed {
+            doing: format!("making the log directory {}", dir.display()),
+            source: Box::new(source),
+        })?;
+    }
+    let (max_size, max_files) = (max_size.to_string(), max_files.to_string());
+    let arguments: [(&str, &[u8]); 3] =
+        [("path", path.as_os_str().as_bytes()), ("max-size", max_size.as_bytes()), ("max-files", max_files.as_bytes())];
+    Ok(logger_uri(&shared.options.logger, &arguments))
+}
+
+/// The shim runs the path with the query's keys and values as arguments.
+fn logger_uri(logger: &Path, arguments: &[(&str, &[u8])]) -> String {
+    let query: Vec<String> = arguments.iter().map(|(key, value)| format!("{key}={}", escape(value, false))).collect();
+    format!("binary://{}?{}", escape(logger.as_os_str().as_bytes(), true), query.join("&"))
+}
+
+fn escape(bytes: &[u8], is_path: bool) -> String {
+    bytes.iter().fold(String::new(), |text, byte| match byte {
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => text + &char::from(*byte).to_string(),
+        b'/' if is_path => text + "/",
+        _ => text + &format!("%{byte:02X}"),
+    })
+}
+
+/// Never to be cancelled: a client that goes away in the middle of it leaves a shim that nobody ends.
+async fn create_task(shared: &Shared, spec: &ContainerSpec, rootfs: Vec<Mount>, log: String) -> Result<(), Error> {
+    let containerd = &shared.containerd;
+    let request = containerd.request(CreateTaskRequest {
+        container_id: spec.id.to_string(),
+        rootfs,
+        stdout: log.clone(),
+        // With a terminal there is one stream.
+        stderr: if spec.tty { String::new() } else { log },
+        terminal: spec.tty,
+        ..Default::default()
+    });
+    match containerd.tasks().create(request).await {
+        Ok(answer) => {
+            shared.exits.forget(&spec.id);
+            shared.exits.watch(&shared.node, &spec.id, answer.into_inner().pid, &spec.cgroup);
+            Ok(())
+        }
+        Err(status) => Err(bad_command(&status)
+            .unwrap_or_else(|| containerd.error(format!("creating the task of container {}", spec.id), status))),
+    }
+}
+
+/// The OCI runtime says that the program cannot be run: an error of the specification, not of the node. The texts
+/// are those of runc and crun.
+pub(super) fn bad_command(status: &Status) -> Option<Error> {
+    let text = status.message();
+    let unrunnable = ["executable file not found", "no such file or directory", "permission denied", "is a directory"];
+    let about_program = text.contains("exec: ") || text.contains("executable file");
+    if !about_program || !unrunnable.iter().any(|reason| text.contains(reason)) {
+        return None;
+    }
+    let start = text.find("exec: ").or_else(|| text.find("executable file")).unwrap_or(0);
+    let reason = text.get(start..).unwrap_or(text).trim_end_matches(": unknown");
+    Some(invalid("command", reason.to_owned()))
+}
+
+fn invalid(field: &str, message: String) -> Error {
+    Error::Invalid { field: field.to_owned(), message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_arguments_are_escaped() {
+        let uri = logger_uri(Path::new("/opt/my logger"), &[("path", b"/l/a b&c=\xff.log"), ("max-size", b"10")]);
+        assert_eq!(uri, "binary:///opt/my%20logger?path=%2Fl%2Fa%20b%26c%3D%FF.log&max-size=10");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error_of_the_specification() {
+        let text = "OCI runtime create failed: unable to start container process: exec: \"nope\": executable file not \
+                    found in $PATH: unknown";
+        let error = bad_command(&Status::unknown(text)).unwrap();
+        assert_eq!(error.to_string(), "command: exec: \"nope\": executable file not found in $PATH");
+        assert!(bad_command(&Status::unknown("mount /x: no such file or directory")).is_none());
+    }
+}

@@ -1,0 +1,153 @@
+//! What containers there are and what they do: records joined with tasks, two calls however many there are.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use containerd_client::services::v1::{
+    Container as Record, GetRequest, ListContainersRequest, ListTasksRequest, WaitRequest,
+};
+use containerd_client::types::v1::{Process, Status as TaskStatus};
+
+use super::containerd::Shared;
+use super::exits::{Ended, OomFile};
+use super::record::{self, Journal};
+use super::{Container, Error, Exit, TaskState};
+use crate::containerd::{absent_ok, is_not_found};
+use crate::ids::ContainerId;
+
+/// How long containerd may need to learn of an exit that the kernel told us.
+const SETTLES_WITHIN: Duration = Duration::from_secs(5);
+
+/// See [`super::Runtime::list`].
+pub(super) async fn list(shared: &Shared) -> Result<Vec<Container>, Error> {
+    let containerd = &shared.containerd;
+    // Records first: a task without a record is then one whose record was taken away, not one just made.
+    let request = containerd.request(ListContainersRequest::default());
+    let records = containerd.containers().list(request).await;
+    let records = records.map_err(|status| containerd.error("listing containers", status))?.into_inner().containers;
+    let mut tasks = tasks(shared).await?;
+    let mut containers = Vec::with_capacity(records.len());
+    for record in records {
+        let task = tasks.remove(&record.id);
+        if let Some((id, journal)) = ours(&record) {
+            containers.push(join(shared, id, record, journal, task).await?);
+        }
+    }
+    shared.exits.retain(&containers.iter().map(|c| c.id.clone()).collect::<BTreeSet<_>>());
+    Ok(containers)
+}
+
+/// See [`super::Runtime::get`].
+pub(super) async fn get(shared: &Shared, id: &ContainerId) -> Result<Option<Container>, Error> {
+    let Some(record) = record::get(shared, id).await? else { return Ok(None) };
+    let Some((id, journal)) = ours(&record) else { return Ok(None) };
+    let task = task(shared, &id).await?;
+    join(shared, id, record, journal, task).await.map(Some)
+}
+
+/// All tasks of the namespace by id.
+pub(super) async fn tasks(shared: &Shared) -> Result<HashMap<String, Process>, Error> {
+    let containerd = &shared.containerd;
+    let request = containerd.request(ListTasksRequest::default());
+    let answer = containerd.tasks().list(request).await;
+    let tasks = answer.map_err(|status| containerd.error("listing tasks", status))?.into_inner().tasks;
+    // `container_id` is empty in these answers.
+    Ok(tasks.into_iter().map(|task| (task.id.clone(), task)).collect())
+}
+
+/// One task; `None` if there is none.
+pub(super) async fn task(shared: &Shared, id: &ContainerId) -> Result<Option<Process>, Error> {
+    let containerd = &shared.containerd;
+    let request = containerd.request(GetRequest { container_id: id.to_string(), ..Default::default() });
+    let answer = absent_ok(containerd.tasks().get(request).await)
+        .map_err(|status| containerd.error(format!("reading the task of container {id}"), status))?;
+    Ok(answer.and_then(|answer| answer.process))
+}
+
+fn ours(record: &Record) -> Option<(ContainerId, Journal)> {
+    Some((ContainerId::new(record.id.clone()).ok()?, Journal::of(record)?))
+}
+
+async fn join(
+    shared: &Shared,
+    id: ContainerId,
+    record: Record,
+    journal: Journal,
+    task: Option<Process>,
+) -> Result<Container, Error> {
+    let state = match task {
+        None => lost(shared, &id),
+        Some(task) => state(shared, &id, &journal, task).await?,
+    };
+    Ok(Container {
+        id,
+        labels: record.labels.into_iter().collect(),
+        image: record.image,
+        created_at: record.created_at.as_ref().map_or(UNIX_EPOCH, time),
+        limits: journal.spec.limits,
+        state,
+    })
+}
+
+/// There is no task. If we saw its process end, this is how.
+fn lost(shared: &Shared, id: &ContainerId) -> TaskState {
+    match shared.exits.ended(id, None) {
+        Some(Ended { code: Some(code), at, oom_killed }) => TaskState::Exited(Exit { code, at, oom_killed }),
+        _ => TaskState::Absent,
+    }
+}
+
+async fn state(shared: &Shared, id: &ContainerId, journal: &Journal, task: Process) -> Result<TaskState, Error> {
+    let pid = task.pid;
+    let status = task.status();
+    if status == TaskStatus::Stopped {
+        let oom_killed = oom_killed(shared, id, journal);
+        let at = task.exited_at.as_ref().map_or_else(SystemTime::now, time);
+        return Ok(TaskState::Exited(Exit { code: task.exit_status, at, oom_killed }));
+    }
+    if status != TaskStatus::Unknown {
+        shared.exits.watch(&shared.node, id, pid, &journal.spec.cgroup);
+        if let Some(ended) = shared.exits.ended(id, Some(pid)) {
+            return settle(shared, id, journal, ended).await;
+        }
+    }
+    Ok(match status {
+        TaskStatus::Created => TaskState::Created { pid },
+        TaskStatus::Running => TaskState::Running { pid },
+        TaskStatus::Paused | TaskStatus::Pausing => TaskState::Paused { pid },
+        TaskStatus::Unknown | TaskStatus::Stopped => TaskState::Unknown,
+    })
+}
+
+/// The kernel says that the process has ended and containerd does not know yet.
+async fn settle(shared: &Shared, id: &ContainerId, journal: &Journal, ended: Ended) -> Result<TaskState, Error> {
+    if let Ended { code: Some(code), at, oom_killed } = ended {
+        return Ok(TaskState::Exited(Exit { code, at, oom_killed }));
+    }
+    let containerd = &shared.containerd;
+    let request = containerd.request(WaitRequest { container_id: id.to_string(), ..Default::default() });
+    match tokio::time::timeout(SETTLES_WITHIN, containerd.tasks().wait(request)).await {
+        Ok(Ok(answer)) => {
+            let answer = answer.into_inner();
+            let at = answer.exited_at.as_ref().map_or(ended.at, time);
+            let oom_killed = ended.oom_killed || oom_killed(shared, id, journal);
+            Ok(TaskState::Exited(Exit { code: answer.exit_status, at, oom_killed }))
+        }
+        Ok(Err(status)) if is_not_found(&status) => Ok(TaskState::Absent),
+        Ok(Err(status)) => Err(containerd.error(format!("waiting for the exit of container {id}"), status)),
+        // Its process is gone and containerd does not notice: whatever is left needs cleaning up.
+        Err(_elapsed) => Ok(TaskState::Unknown),
+    }
+}
+
+fn oom_killed(shared: &Shared, id: &ContainerId, journal: &Journal) -> bool {
+    shared.exits.ended(id, None).is_some_and(|ended| ended.oom_killed)
+        || OomFile::of(&shared.node, &journal.spec.cgroup).happened()
+}
+
+/// containerd's time; its unset one is in the year 1.
+pub(super) fn time(stamp: &prost_types::Timestamp) -> SystemTime {
+    let seconds = u64::try_from(stamp.seconds).unwrap_or(0);
+    let nanos = u32::try_from(stamp.nanos).unwrap_or(0).min(999_999_999);
+    UNIX_EPOCH.checked_add(Duration::new(seconds, nanos)).unwrap_or(UNIX_EPOCH)
+}

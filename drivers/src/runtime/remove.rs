@@ -1,0 +1,114 @@
+//! Clearing away a container, whatever state it is in: the reverse of its making, record last.
+
+use std::time::Duration;
+
+use containerd_client::services::v1::container::Runtime as Handler;
+use containerd_client::services::v1::snapshots::RemoveSnapshotRequest;
+use containerd_client::services::v1::{
+    Container as Record, CreateContainerRequest, DeleteContainerRequest, DeleteTaskRequest, ResumeTaskRequest,
+    WaitRequest,
+};
+use containerd_client::types::v1::Status as TaskStatus;
+
+use super::containerd::Shared;
+use super::record::{self, SPEC_TYPE, json_any};
+use super::{Error, list, signal};
+use crate::containerd::{absent_ok, is_already_exists, is_not_found};
+use crate::ids::ContainerId;
+
+/// How long a killed process may take to disappear; longer only in uninterruptible sleep.
+const DIES_WITHIN: Duration = Duration::from_secs(10);
+/// Tries to delete a task that containerd still takes for running.
+const TRIES: u32 = 20;
+
+/// See [`super::Runtime::remove`].
+pub(super) async fn remove(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
+    if record::get(shared, id).await?.is_none() {
+        if !list::tasks(shared).await?.contains_key(id.as_str()) {
+            remove_snapshot(shared, id).await?;
+            shared.exits.forget(id);
+            return Ok(());
+        }
+        // Without a record nobody can reach the task.
+        readd_record(shared, id).await?;
+    }
+    remove_task(shared, id).await?;
+    remove_snapshot(shared, id).await?;
+    let containerd = &shared.containerd;
+    let request = containerd.request(DeleteContainerRequest { id: id.to_string() });
+    absent_ok(containerd.containers().delete(request).await)
+        .map_err(|status| containerd.error(format!("removing the record of container {id}"), status))?;
+    shared.exits.forget(id);
+    Ok(())
+}
+
+/// Puts a bare record in the place of one that somebody deleted while its task was there.
+async fn readd_record(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
+    let containerd = &shared.containerd;
+    let record = Record {
+        id: id.to_string(),
+        runtime: Some(Handler { name: shared.options.handler.clone(), options: None }),
+        spec: Some(json_any(SPEC_TYPE, &serde_json::json!({"ociVersion": "1.0.2"}))?),
+        snapshotter: containerd.snapshotter().to_owned(),
+        snapshot_key: id.to_string(),
+        ..Default::default()
+    };
+    let request = containerd.request(CreateContainerRequest { container: Some(record) });
+    match containerd.containers().create(request).await {
+        Err(status) if !is_already_exists(&status) => {
+            Err(containerd.error(format!("reaching the task of container {id}"), status))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn remove_task(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
+    let containerd = &shared.containerd;
+    let doing = || format!("removing the task of container {id}");
+    let Some(task) = list::task(shared, id).await? else { return Ok(()) };
+    if matches!(task.status(), TaskStatus::Paused | TaskStatus::Pausing) {
+        // A frozen process does not die.
+        let request = containerd.request(ResumeTaskRequest { container_id: id.to_string() });
+        let _ = containerd.tasks().resume(request).await;
+    }
+    if task.status() != TaskStatus::Stopped {
+        signal::kill_all(shared, id, libc::SIGKILL).await?;
+        let request = containerd.request(WaitRequest { container_id: id.to_string(), ..Default::default() });
+        match tokio::time::timeout(DIES_WITHIN, containerd.tasks().wait(request)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(status)) if is_not_found(&status) => return Ok(()),
+            Ok(Err(status)) => return Err(containerd.error(doing(), status)),
+            Err(elapsed) => return Err(Error::Failed { doing: doing(), source: Box::new(elapsed) }),
+        }
+    }
+    let mut tries = 0;
+    loop {
+        let request = containerd.request(DeleteTaskRequest { container_id: id.to_string() });
+        match containerd.tasks().delete(request).await {
+            Ok(_) => return Ok(()),
+            Err(status) if is_not_found(&status) => return Ok(()),
+            // The exit is on its way to containerd. (It has no code of its own for this.)
+            Err(status) if status.message().contains("running process") && tries < TRIES => {
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(5) * tries).await;
+            }
+            Err(status) => {
+                // A shim that died in between: the error is about the shim, the task is gone all the same.
+                if list::task(shared, id).await?.is_none() {
+                    return Ok(());
+                }
+                return Err(containerd.error(doing(), status));
+            }
+        }
+    }
+}
+
+/// Removes the writable layer of a container.
+pub(super) async fn remove_snapshot(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
+    let containerd = &shared.containerd;
+    let snapshotter = containerd.snapshotter().to_owned();
+    let request = containerd.request(RemoveSnapshotRequest { snapshotter, key: id.to_string() });
+    absent_ok(containerd.snapshots().remove(request).await)
+        .map_err(|status| containerd.error(format!("removing the root file system of container {id}"), status))?;
+    Ok(())
+}
