@@ -105,6 +105,7 @@ pub(crate) fn fill_in(resource: &Resource, object: &mut Value) {
         object["spec"]["finalizers"] = json!(["kubernetes"]);
         object["status"] = json!({"phase": "Active"});
     } else if resource.has_status
+        && resource.class == Class::Custom
         && let Some(map) = object.as_object_mut()
     {
         map.remove("status");
@@ -270,13 +271,32 @@ fn expand_string_data(resource: &Resource, object: &mut Value) {
     }
 }
 
-/// Refuses an object with everything that is wrong with it.
+/// Refuses an object with everything that is wrong with it. What was wrong before and is left alone is let pass: a
+/// rule that came with an upgrade must not keep anybody from reporting status or letting go of an old object.
 pub(crate) fn validate(
     inner: &Inner,
     resource: &Resource,
     object: &Value,
     old: Option<&Value>,
 ) -> Result<(), ApiError> {
+    let mut errors = violations(inner, resource, object, old);
+    if errors.is_empty() {
+        return Ok(());
+    }
+    if let Some(old) = old {
+        let before = violations(inner, resource, old, None);
+        errors.retain(|error| !before.contains(error));
+        if errors.is_empty() {
+            return Ok(());
+        }
+    }
+    let mut seen = HashSet::new();
+    errors.retain(|e| seen.insert((e.field.clone(), e.message.clone())));
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    Err(ApiError::invalid(resource, name, &errors))
+}
+
+fn violations(inner: &Inner, resource: &Resource, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     metadata_rules(resource, object, old, &mut errors);
     resource.schema.validate(object, "", &mut errors);
@@ -289,21 +309,13 @@ pub(crate) fn validate(
     }
     for validator in &inner.options.validators {
         for (path, message) in validator(object) {
-            let message = if message.starts_with("Forbidden") || message.starts_with("Invalid value") {
-                message
-            } else {
-                format!("Forbidden: {message}")
-            };
+            let known = ["Forbidden", "Invalid value", "Required value", "Unsupported value", "Duplicate value"];
+            let worded = known.iter().any(|prefix| message.starts_with(prefix));
+            let message = if worded { message } else { format!("Forbidden: {message}") };
             errors.push(FieldError { reason: "FieldValueForbidden", field: path, message });
         }
     }
-    if errors.is_empty() {
-        return Ok(());
-    }
-    let mut seen = HashSet::new();
-    errors.retain(|e| seen.insert((e.field.clone(), e.message.clone())));
-    let name = object["metadata"]["name"].as_str().unwrap_or_default();
-    Err(ApiError::invalid(resource, name, &errors))
+    errors
 }
 
 static LABEL: LazyLock<Regex> = LazyLock::new(|| regex("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"));

@@ -16,6 +16,8 @@ use crate::store::{Change, ChangeKind, Key, Stored, WriteError};
 use crate::verbs::delete::{FOREGROUND, ORPHAN, mark};
 use crate::verbs::update::{is_released, replacement};
 
+/// Events kept at most; a flood of them must not fill the disk.
+const MAX_EVENTS: usize = 10_000;
 /// How often Events are looked at.
 const EXPIRY_ROUND: Duration = Duration::from_secs(30);
 
@@ -39,7 +41,7 @@ pub(crate) fn run(inner: &Weak<Inner>, changes: &Receiver<(usize, Arc<Change>)>)
         match received {
             Ok((table, change)) => {
                 if change.kind == ChangeKind::Deleted {
-                    events.forget(table, &change.object.key);
+                    events.forget(&inner, table, &change.object.key);
                     owner_gone(&inner, &change.object.uid);
                     content_gone(&inner, &change.object.key);
                 } else {
@@ -62,14 +64,24 @@ struct Events(HashMap<Key, Instant>);
 
 impl Events {
     fn note(&mut self, inner: &Inner, table: usize, key: &Key) {
-        if inner.registry.get(table).class == Class::Event {
-            self.0.insert(key.clone(), Instant::now());
+        if inner.registry.get(table).class != Class::Event {
+            return;
+        }
+        self.0.insert(key.clone(), Instant::now());
+        if self.0.len() > MAX_EVENTS {
+            let mut by_age: Vec<(Instant, Key)> = self.0.iter().map(|(key, heard)| (*heard, key.clone())).collect();
+            by_age.sort();
+            for (_, key) in by_age.into_iter().take(MAX_EVENTS / 10) {
+                self.0.remove(&key);
+                delete(inner, table, &key, None);
+            }
         }
     }
 
-    fn forget(&mut self, table: usize, key: &Key) {
-        let _ = table;
-        self.0.remove(key);
+    fn forget(&mut self, inner: &Inner, table: usize, key: &Key) {
+        if inner.registry.get(table).class == Class::Event {
+            self.0.remove(key);
+        }
     }
 
     fn expire(&mut self, inner: &Inner) {
@@ -153,7 +165,7 @@ fn owner_gone(inner: &Inner, uid: &str) {
             collect_if_ownerless(inner, table, &dependent);
         }
     }
-    wake_foreground(inner, uid);
+    wake_foreground(inner);
 }
 
 /// Deletes an object all of whose owners are gone; of several owners, those that are gone are struck out. Owners of
@@ -236,7 +248,7 @@ fn foreground(inner: &Inner, table: usize, owner: &Stored) {
 }
 
 /// After a dependent is gone, its owners may have waited for just that.
-fn wake_foreground(inner: &Inner, _gone: &str) {
+fn wake_foreground(inner: &Inner) {
     let waiting: Vec<(usize, Arc<Stored>)> = {
         let state = inner.store.read();
         inner

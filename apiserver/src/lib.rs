@@ -40,5 +40,5 @@ pub use registry::DefinitionError;
 pub use request::{Trusted, User};
 pub use serve::ServeError;
 pub use server::{Api, Options, Server, Validator};
-pub use store::OpenError;
+pub use store::{BackupError, OpenError, restore};
 pub use subresources::{SubresourceRequest, Subresources};

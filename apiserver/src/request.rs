@@ -259,10 +259,7 @@ impl<'a> Target<'a> {
             [name, subresource] => (Some(*name), Some(*subresource)),
             _ => return Err(ApiError::no_such_path()),
         };
-        let fits = match (resource.namespaced, &namespace, name) {
-            (true, None, Some(_)) | (false, Some(_), _) => false,
-            _ => true,
-        };
+        let fits = !matches!((resource.namespaced, &namespace, name), (true, None, Some(_)) | (false, Some(_), _));
         if !fits {
             return Err(ApiError::no_such_path());
         }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak, mpsc};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::registry::{Registry, served_definition};
 use crate::request::{Context, Target, Trusted, User, segments};
 use crate::status::ApiError;
-use crate::store::{Expect, Key, OpenError, Store, Write};
+use crate::store::{BackupError, Expect, Key, OpenError, Store, Write};
 use crate::subresources::{SubresourceRequest, Subresources};
 use crate::{access, admission, body, discovery, garbage, represent, verbs};
 
@@ -111,6 +111,14 @@ impl Server {
     pub fn with_subresources(mut self, subresources: Arc<dyn Subresources>) -> Self {
         self.subresources = Some(subresources);
         self
+    }
+
+    /// Writes a copy of the store as it is now to a new file, while everything goes on. Blocks; not for async tasks.
+    ///
+    /// # Errors
+    /// When the file exists or cannot be written.
+    pub fn backup(&self, to: &Path) -> Result<(), BackupError> {
+        crate::store::backup(&self.inner.options.store, to)
     }
 
     /// The API as a service. Requests are root's unless a [`User`] is among their extensions, so whoever exposes the

@@ -7,6 +7,7 @@
 //!
 //! The resource version is one counter over the whole store; it only grows, restarts included.
 
+mod backup;
 mod history;
 mod tables;
 mod writer;
@@ -20,6 +21,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{broadcast, oneshot};
 
+pub(crate) use backup::backup;
+pub use backup::{BackupError, restore};
 pub(crate) use history::{Change, ChangeKind, Subscription, frame};
 pub use tables::OpenError;
 

@@ -1,5 +1,7 @@
 //! Server-side apply: merging, ownership, conflicts, removal.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod common;
 
 use common::{Fixture, MERGE, WIDGETS};

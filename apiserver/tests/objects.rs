@@ -1,5 +1,7 @@
 //! The life of objects: verbs, validation, ownership of parts, deletion.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod common;
 
 use common::{Fixture, MERGE, WIDGETS, widget};

@@ -1,5 +1,7 @@
 //! Lists, watches and what they promise each other.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod common;
 
 use std::collections::BTreeMap;

@@ -124,7 +124,7 @@ pub(super) fn open(path: &Path) -> Result<(Connection, File), OpenError> {
     Ok((connection, lock))
 }
 
-fn lock(path: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let lock_path = PathBuf::from(name);
@@ -140,14 +140,14 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     }
 }
 
-fn private() -> OpenOptions {
+pub(super) fn private() -> OpenOptions {
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
     options
 }
 
-fn migrate(path: &Path, connection: &mut Connection) -> Result<(), OpenError> {
+pub(super) fn migrate(path: &Path, connection: &mut Connection) -> Result<(), OpenError> {
     let database = |source| classify(path, source);
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database)?;
     let known = MIGRATIONS.len() as i64;
@@ -193,7 +193,7 @@ pub(super) fn load(path: &Path, connection: &Connection, names: &[String], state
     Ok(())
 }
 
-fn classify(path: &Path, source: rusqlite::Error) -> OpenError {
+pub(super) fn classify(path: &Path, source: rusqlite::Error) -> OpenError {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
     match source.sqlite_error_code() {
         Some(DatabaseCorrupt | NotADatabase) => OpenError::Corrupt { path: path.into(), detail: source.to_string() },

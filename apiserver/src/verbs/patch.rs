@@ -19,6 +19,9 @@ const MERGE: &str = "application/merge-patch+json";
 const STRATEGIC: &str = "application/strategic-merge-patch+json";
 const APPLY: &str = "application/apply-patch+yaml";
 
+/// From the live object to the patched one.
+type Edit<'a> = Box<dyn Fn(&Value) -> Result<Value, ApiError> + Send + Sync + 'a>;
+
 pub(crate) async fn patch(
     inner: &Inner,
     context: &Context,
@@ -27,7 +30,7 @@ pub(crate) async fn patch(
 ) -> Result<Response<Body>, ApiError> {
     let resource = target.resource;
     let is_custom = resource.class == Class::Custom;
-    let edit: Box<dyn Fn(&Value) -> Result<Value, ApiError> + Send + Sync> = match context.content_type.as_str() {
+    let edit: Edit<'_> = match context.content_type.as_str() {
         APPLY => return apply(inner, context, target, bytes).await,
         JSON => {
             let patch = patches::JsonPatch::parse(bytes)?;
