@@ -58,7 +58,7 @@ const fn values(path: &'static str, values: &'static [&'static str]) -> Limitati
     Limitation { path, refused: Refused::Values(values) }
 }
 
-const IMAGE: &[Limitation] = &[set("refreshSeconds"), set("verify"), set("maxBytesPerSecond")];
+const IMAGE: &[Limitation] = &[set("refreshSeconds"), set("verify"), set("priority"), set("maxBytesPerSecond")];
 
 const VOLUME: &[Limitation] =
     &[set("tmpfs"), set("block"), set("nfs"), set("capacity"), values("populateFrom", &["image"])];
@@ -87,8 +87,8 @@ const WORKLOAD: &[Limitation] = &[
     set("shareProcessNamespace"),
     set("initContainers[].restartPolicy"),
     set("volumes[].image"),
-    set("volumes[].downwardAPI"),
-    set("volumes[].projected"),
+    set("volumes[].downwardAPI.items[].resourceFieldRef"),
+    set("volumes[].projected.sources[].downwardAPI.items[].resourceFieldRef"),
     values("volumes[].configMap.onChange", &["Signal"]),
     values("volumes[].secret.onChange", &["Signal"]),
 ];

@@ -79,7 +79,7 @@ pub fn validate(object: &Workload, references: &References, place: &Place) -> Re
             place.cgroups.clone()
         }
     };
-    let volumes = volumes::volumes(object, references, &mut waits)?;
+    let volumes = volumes::volumes(object, references, &place.node, &mut waits)?;
     let etc = etc_files(object, references)?;
     let ports = ports(object, &net)?;
     let sandbox_spec = sandbox_spec(object, &net)?;

@@ -128,7 +128,8 @@ pub fn config_maps(workload: &Workload) -> impl Iterator<Item = &str> {
         keys.map(|k| k.name.as_str()).chain(whole.map(|r| r.name.as_str()))
     });
     let files = spec.volumes.iter().filter_map(|v| v.config_map.as_ref()).map(|c| c.name.as_str());
-    variables.chain(files)
+    let projected = spec.volumes.iter().filter_map(|v| v.projected.as_ref()).flat_map(|p| &p.sources);
+    variables.chain(files).chain(projected.filter_map(|s| s.config_map.as_ref()).map(|c| c.name.as_str()))
 }
 
 /// Names of the Secrets that the workload reads.
@@ -141,5 +142,6 @@ pub fn secrets(workload: &Workload) -> impl Iterator<Item = &str> {
         keys.map(|k| k.name.as_str()).chain(whole.map(|r| r.name.as_str()))
     });
     let files = spec.volumes.iter().filter_map(|v| v.secret.as_ref()).map(|s| s.secret_name.as_str());
-    variables.chain(files)
+    let projected = spec.volumes.iter().filter_map(|v| v.projected.as_ref()).flat_map(|p| &p.sources);
+    variables.chain(files).chain(projected.filter_map(|s| s.secret.as_ref()).map(|s| s.name.as_str()))
 }

@@ -3,16 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use kube::ResourceExt;
 use nodelet_crds::common::{condition_type, find_condition};
 use nodelet_crds::reasons;
 use nodelet_crds::volume::VolumePhase;
+use nodelet_crds::workload::volume_source::{DownwardApiVolumeFile, KeyProjection, ProjectedVolumeSource};
 use nodelet_crds::workload::{
     EmptyDirMedium, EmptyDirVolumeSource, KeyToPath, OnChange, VolumeReference, VolumeSource, Workload,
 };
 use nodelet_drivers::volumes::{Ephemeral, FileContent};
 
 use super::dereference::References;
-use super::env::missing;
+use super::env::{field, missing};
 use super::files::fingerprint;
 use super::model::{About, VolumeWish, Wait};
 use crate::invalid::Invalid;
@@ -32,7 +34,12 @@ pub struct Volumes {
 }
 
 /// Resolves the volumes; what is missing is added to `waits`.
-pub fn volumes(object: &Workload, references: &References, waits: &mut Vec<Wait>) -> Result<Volumes, Invalid> {
+pub fn volumes(
+    object: &Workload,
+    references: &References,
+    node: &str,
+    waits: &mut Vec<Wait>,
+) -> Result<Volumes, Invalid> {
     let group = object.spec.security_context.as_ref().and_then(|context| context.fs_group);
     let mut volumes = Volumes::default();
     for (index, volume) in object.spec.volumes.iter().enumerate() {
@@ -75,7 +82,17 @@ pub fn volumes(object: &Workload, references: &References, waits: &mut Vec<Wait>
                 };
                 files(&spec, content, true, group, waits).map(|f| changing(&mut volumes, &name, f, source.on_change))
             }
-            Some(VolumeSource::Image(_) | VolumeSource::DownwardApi(_) | VolumeSource::Projected(_)) => {
+            Some(VolumeSource::DownwardApi(source)) => {
+                let mode = source.default_mode.map_or(0o644, u32::from);
+                let mut files = BTreeMap::new();
+                fields(object, &source.items, mode, node, &format!("{path}.downwardAPI"), &mut files)?;
+                Some(VolumeWish::Ephemeral(Ephemeral::Files { files, in_memory: false, gid: group }))
+            }
+            Some(VolumeSource::Projected(source)) => {
+                projected(object, source, references, node, &format!("{path}.projected"), group, waits)?
+                    .map(VolumeWish::Ephemeral)
+            }
+            Some(VolumeSource::Image(_)) => {
                 // Refused before as unsupported.
                 return Err(Invalid::field(path, "this source is not supported"));
             }
@@ -201,4 +218,135 @@ fn files(
         }
     }
     Some(Ephemeral::Files { files, in_memory, gid })
+}
+
+/// Adds a file for each field of the object that is named.
+fn fields(
+    object: &Workload,
+    items: &[DownwardApiVolumeFile],
+    mode: u32,
+    node: &str,
+    path: &str,
+    files: &mut BTreeMap<String, FileContent>,
+) -> Result<(), Invalid> {
+    for (index, item) in items.iter().enumerate() {
+        let Some(selector) = &item.field_ref else { continue };
+        let text = match selector.field_path.as_str() {
+            "metadata.labels" => pairs(object.labels()),
+            "metadata.annotations" => pairs(object.annotations()),
+            other => field(object, other, node).ok_or_else(|| {
+                let message = format!("{other:?} is not a field that can be shown");
+                Invalid::field(format!("{path}.items[{index}].fieldRef.fieldPath"), message)
+            })?,
+        };
+        let mode = item.mode.map_or(mode, u32::from);
+        files.insert(item.path.clone(), FileContent { data: text.into_bytes(), mode });
+    }
+    Ok(())
+}
+
+/// Labels or annotations as the downward API writes them: `key="value"`, a line each, sorted.
+fn pairs(of: &BTreeMap<String, String>) -> String {
+    of.iter().map(|(key, value)| format!("{key}={value:?}\n")).collect()
+}
+
+/// Several sources in one directory; a later one wins a path. Secrets among them put it all into memory.
+fn projected(
+    object: &Workload,
+    source: &ProjectedVolumeSource,
+    references: &References,
+    node: &str,
+    path: &str,
+    gid: Option<u32>,
+    waits: &mut Vec<Wait>,
+) -> Result<Option<Ephemeral>, Invalid> {
+    let mode = source.default_mode.map_or(0o644, u32::from);
+    let mut all = BTreeMap::new();
+    let mut in_memory = false;
+    let mut complete = true;
+    for (index, part) in source.sources.iter().enumerate() {
+        let mut from = |kind, projection: &KeyProjection, content, secret| {
+            let optional = projection.optional == Some(true);
+            let spec = Files { kind, name: &projection.name, items: &projection.items, mode, optional };
+            match files(&spec, content, secret, gid, waits) {
+                Some(Ephemeral::Files { files, .. }) => all.extend(files),
+                _ => complete = false,
+            }
+        };
+        if let Some(projection) = &part.config_map {
+            from("ConfigMap", projection, config_map(references, &projection.name), false);
+        }
+        if let Some(projection) = &part.secret {
+            in_memory = true;
+            from("Secret", projection, secret(references, &projection.name), true);
+        }
+        if let Some(projection) = &part.downward_api {
+            let path = format!("{path}.sources[{index}].downwardAPI");
+            fields(object, &projection.items, mode, node, &path, &mut all)?;
+        }
+    }
+    Ok(complete.then_some(Ephemeral::Files { files: all, in_memory, gid }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload(volumes: serde_json::Value) -> Workload {
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "nodelet.dev/v1alpha1", "kind": "Workload",
+            "metadata": {"name": "web", "namespace": "shop", "labels": {"b": "2", "a": "x\"y"}},
+            "spec": {"containers": [], "volumes": volumes},
+        }))
+        .unwrap()
+    }
+
+    fn references() -> References {
+        let map = serde_json::json!({"data": {"k": "v", "l": "w"}});
+        let secret = serde_json::json!({"data": {"p": "cHc="}});
+        References {
+            config_maps: BTreeMap::from([("c".to_owned(), serde_json::from_value(map).unwrap())]),
+            secrets: BTreeMap::from([("s".to_owned(), serde_json::from_value(secret).unwrap())]),
+            ..References::default()
+        }
+    }
+
+    fn only(volumes: serde_json::Value) -> (Option<Ephemeral>, Vec<Wait>) {
+        let mut waits = Vec::new();
+        let mut made = super::volumes(&workload(volumes), &references(), "edge", &mut waits).unwrap();
+        let wish = made.wishes.remove("v").map(|wish| match wish {
+            VolumeWish::Ephemeral(kind) => kind,
+            other => panic!("{other:?}"),
+        });
+        (wish, waits)
+    }
+
+    #[test]
+    fn a_projection_joins_its_sources_and_keeps_secrets_in_memory() {
+        let (files, waits) = only(serde_json::json!([{"name": "v", "projected": {"sources": [
+            {"configMap": {"name": "c", "items": [{"key": "k", "path": "d/k", "mode": 0o400}]}},
+            {"secret": {"name": "s"}},
+            {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+        ]}}]));
+        let file = |data: &[u8], mode| FileContent { data: data.to_vec(), mode };
+        let expected = BTreeMap::from([
+            ("d/k".to_owned(), file(b"v", 0o400)),
+            ("p".to_owned(), file(b"pw", 0o644)),
+            ("labels".to_owned(), file(b"a=\"x\\\"y\"\nb=\"2\"\n", 0o644)),
+        ]);
+        assert!(files == Some(Ephemeral::Files { files: expected, in_memory: true, gid: None }));
+        assert_eq!(waits, []);
+    }
+
+    #[test]
+    fn what_is_missing_is_waited_for_unless_optional() {
+        let missing = |optional: bool| {
+            only(serde_json::json!([{"name": "v", "secret": {"secretName": "none", "optional": optional}}]))
+        };
+        let (files, waits) = missing(false);
+        assert!(files.is_none());
+        assert!(waits[0].message.contains("Secret \"none\" does not exist"), "{}", waits[0].message);
+        let (files, waits) = missing(true);
+        assert!(files.is_some() && waits.is_empty());
+    }
 }
