@@ -1,6 +1,7 @@
 //! Hints from the kernel: a thread that reads link, address and nftables notifications and passes on what concerns
 //! us. What this process did itself is left out by the port id of its sockets where the kernel tells it, and by
-//! [`Watched`], which holds only what should be there at the moment.
+//! [`Watched`], which holds only what should be there at the moment. A notification may be old when it is read, so it
+//! only makes a link suspect; whether it is damaged is asked of the kernel.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -11,7 +12,7 @@ use netlink_sys::{Socket as RawSocket, SocketAddr, protocols};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tokio::sync::mpsc;
 
-use super::link::{Change, parse_change};
+use super::link::{Change, Link, Links, parse_change};
 use super::netlink::split;
 use super::{NetworkEvent, nft};
 use crate::ids::IfName;
@@ -81,6 +82,16 @@ impl Watched {
         receiver
     }
 
+    /// Whether this link should be there and, in this state, is not as it should be.
+    fn is_damaged(&self, name: &str, link: Option<&Link>) -> bool {
+        match (self.lock().links.get(name), link) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(Role::Port), Some(link)) => !link.up || link.master.is_none(),
+            (Some(Role::Bridge(index)), Some(link)) => !link.up || *index != link.index,
+        }
+    }
+
     fn publish(&self, events: &BTreeSet<Hint>) {
         self.lock().readers.retain_mut(|reader| reader.offer(events));
     }
@@ -108,7 +119,10 @@ impl Reader {
 enum Hint {
     Resync,
     Table,
+    /// A link that lost something for certain.
     Link(IfName),
+    /// A link that is looked at before it is told.
+    Suspect(IfName),
 }
 
 impl Hint {
@@ -116,7 +130,7 @@ impl Hint {
         match self {
             Hint::Resync => NetworkEvent::Resync,
             Hint::Table => NetworkEvent::Table,
-            Hint::Link(name) => NetworkEvent::Link(name.clone()),
+            Hint::Link(name) | Hint::Suspect(name) => NetworkEvent::Link(name.clone()),
         }
     }
 }
@@ -131,12 +145,13 @@ impl Listener {
     /// Opens the sockets in the calling thread's network namespace and starts the thread.
     pub(super) fn start(watched: Watched, own_ports: Vec<u32>) -> io::Result<Self> {
         watched.lock().own_ports = own_ports;
+        let links = Links::open()?;
         let route = open(protocols::NETLINK_ROUTE, ROUTE_GROUPS)?;
         let netfilter = open(protocols::NETLINK_NETFILTER, NFTABLES_GROUP)?;
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let stopped = Arc::clone(&stop);
         std::thread::Builder::new().name("net-events".into()).spawn(move || {
-            if let Err(error) = listen(&watched, &route, &netfilter, &stopped) {
+            if let Err(error) = listen(&watched, links, &route, &netfilter, &stopped) {
                 tracing::error!(%error, "network events end; only the periodic pass repairs the network from now on");
             }
         })?;
@@ -159,7 +174,13 @@ fn open(protocol: isize, groups: u32) -> io::Result<RawSocket> {
     Ok(socket)
 }
 
-fn listen(watched: &Watched, route: &RawSocket, netfilter: &RawSocket, stop: &OwnedFd) -> io::Result<()> {
+fn listen(
+    watched: &Watched,
+    mut links: Links,
+    route: &RawSocket,
+    netfilter: &RawSocket,
+    stop: &OwnedFd,
+) -> io::Result<()> {
     let mut buffer = Vec::with_capacity(64 * 1024);
     loop {
         let mut fds = [
@@ -178,6 +199,13 @@ fn listen(watched: &Watched, route: &RawSocket, netfilter: &RawSocket, stop: &Ow
         let mut hints = BTreeSet::new();
         drain(route, &mut buffer, &mut hints, |bytes, hints| route_hints(watched, bytes, hints))?;
         drain(netfilter, &mut buffer, &mut hints, |bytes, hints| nftables_hints(watched, bytes, hints))?;
+        hints.retain(|hint| match hint {
+            // What cannot be asked is told: a needless look costs little.
+            Hint::Suspect(name) => {
+                links.find(name.as_str()).map_or(true, |l| watched.is_damaged(name.as_str(), l.as_ref()))
+            }
+            _ => true,
+        });
         watched.publish(&hints);
     }
 }
@@ -206,19 +234,16 @@ fn route_hints(watched: &Watched, bytes: &[u8], hints: &mut BTreeSet<Hint>) {
     let messages = split(bytes);
     let shared = watched.lock();
     for message in messages.iter().filter(|message| !shared.own_ports.contains(&message.port)) {
-        let damaged = match parse_change(message) {
-            Some(Change::Gone(name)) if shared.links.contains_key(&name) => Some(name),
-            Some(Change::Link(link)) => match shared.links.get(&link.name) {
-                Some(Role::Port) if !link.up || link.master.is_none() => Some(link.name),
-                Some(Role::Bridge(index)) if !link.up || *index != link.index => Some(link.name),
-                _ => None,
-            },
+        let suspect = |name: &str| shared.links.contains_key(name).then(|| IfName::new(name).ok())?.map(Hint::Suspect);
+        hints.extend(match parse_change(message) {
+            Some(Change::Gone(name)) => suspect(&name),
+            Some(Change::Link(link)) => suspect(&link.name),
             Some(Change::AddressGone(index)) => {
-                shared.links.iter().find(|(_, role)| **role == Role::Bridge(index)).map(|(name, _)| name.clone())
+                let bridge = shared.links.iter().find(|(_, role)| **role == Role::Bridge(index));
+                bridge.and_then(|(name, _)| IfName::new(name.as_str()).ok()).map(Hint::Link)
             }
-            _ => None,
-        };
-        hints.extend(damaged.and_then(|name| IfName::new(name).ok()).map(Hint::Link));
+            None => None,
+        });
     }
 }
 

@@ -1,7 +1,5 @@
 //! Reading our table back from the kernel.
 
-use std::collections::BTreeSet;
-
 use super::decode::{Attributes, attributes};
 use super::encode::{Attrs, NLM_F_DUMP, Verb};
 use super::ruleset::{Element, Elements, SETS, TABLE};
@@ -10,6 +8,8 @@ use super::{Refused, Socket, ask};
 /// The kernel's table.
 #[derive(Debug, Default)]
 pub(super) struct Observed {
+    /// Somebody has switched it off, or made it theirs.
+    pub(super) flagged: bool,
     pub(super) chains: Vec<ObservedChain>,
     /// Chain and user data of each rule, in order.
     pub(super) rules: Vec<(String, Vec<u8>)>,
@@ -46,12 +46,12 @@ fn named(fill: impl FnOnce(&mut Attrs)) -> Attrs {
 
 /// The table as it is; `None` without one.
 pub(super) fn table(socket: &mut Socket) -> Result<Option<Observed>, Refused> {
-    match ask(socket, Verb::GetTable, 0, &named(|_| {})) {
-        Ok(_) => {}
+    let flagged = match ask(socket, Verb::GetTable, 0, &named(|_| {})) {
+        Ok(answers) => answers.iter().any(|a| attributes(a.payload()).number(2).is_some_and(|flags| flags != 0)),
         Err(refused) if refused.errno == libc::ENOENT => return Ok(None),
         Err(refused) => return Err(refused),
-    }
-    let mut observed = Observed::default();
+    };
+    let mut observed = Observed { flagged, ..Observed::default() };
     // Older kernels do not filter by table.
     for answer in ask(socket, Verb::GetChain, NLM_F_DUMP, &named(|_| {}))? {
         let attrs = attributes(answer.payload());
@@ -90,7 +90,7 @@ pub(super) fn table(socket: &mut Socket) -> Result<Option<Observed>, Refused> {
         }
     }
     for set in &SETS {
-        observed.elements.entry(set.name).or_insert_with(BTreeSet::new);
+        observed.elements.entry(set.name).or_default();
     }
     Ok(Some(observed))
 }
