@@ -7,11 +7,24 @@
 //! - Half-made content is protected by a lease until it is referenced, and given free by [`Images::remove`] or
 //!   [`crate::runtime::Runtime::sweep`].
 
+mod archive;
 pub mod auth;
 pub mod config;
+mod content;
+mod driver;
+pub mod hosts;
 pub mod manifest;
 pub mod platform;
+mod progress;
+mod pull;
+pub mod reference;
+mod registry;
+mod sharing;
 pub mod stored;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod unpack;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +33,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use crate::runtime::Error as RuntimeError;
+pub use driver::{ContainerdImages, Options};
 
 /// What went wrong while getting an image.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -173,10 +187,9 @@ pub trait Images: Send + Sync {
 }
 
 /// The full form of a reference as Docker understands it: `nginx` is `docker.io/library/nginx:latest`.
+///
+/// # Errors
+/// [`Error::InvalidReference`].
 pub fn normalize(reference: &str) -> Result<String, Error> {
-    let parsed: oci_client::Reference = reference.parse().map_err(|e| Error::InvalidReference {
-        reference: reference.to_owned(),
-        message: format!("{e}; expected [registry/]name[:tag][@sha256:…], lower-case name"),
-    })?;
-    Ok(parsed.whole())
+    Ok(reference::parse(reference)?.whole())
 }

@@ -1,0 +1,252 @@
+//! [`Images`] on containerd: who asks for what, and what is there. The pull itself is in [`super::pull`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use containerd_client::services::v1::{DeleteImageRequest, ListImagesRequest, ListRequest};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::sync::{Semaphore, watch};
+
+use super::content::{self, LEASE_IMAGE_LABEL};
+use super::manifest::Digest;
+use super::platform::Platform;
+use super::progress::Tracker;
+use super::registry::Registries;
+use super::sharing::Sharing;
+use super::stored::{self, Stored};
+use super::unpack::answered;
+use super::{Credentials, Error, Fetch, Image, Images, OnProgress, Phase, Source, pull, reference};
+use crate::containerd::{Containerd, absent_ok};
+
+/// How the driver behaves. Every field can be changed without changing what is on the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Images that are fetched at once.
+    pub parallel_pulls: usize,
+    /// Blobs that are transferred at once, over all images.
+    pub parallel_layers: usize,
+    /// Attempts for one request or blob before its fetch fails; one that made progress counts anew.
+    pub attempts: u32,
+    /// A connection to a registry that is silent for so long is given up and made again.
+    pub stall: Duration,
+    /// Where containerd's `hosts.toml` files are, usually `/etc/containerd/certs.d`.
+    pub registries_dir: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            parallel_pulls: 3,
+            parallel_layers: 4,
+            attempts: 5,
+            stall: Duration::from_secs(30),
+            registries_dir: None,
+        }
+    }
+}
+
+/// The images of one containerd namespace. Clones share their transfers.
+#[derive(Debug, Clone)]
+pub struct ContainerdImages {
+    inner: Arc<Inner>,
+}
+
+/// What all fetches share.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) containerd: Containerd,
+    pub(super) options: Options,
+    pub(super) registries: Registries,
+    pub(super) pulls: Semaphore,
+    pub(super) layers: Semaphore,
+    pub(super) blobs: Sharing<Digest, watch::Receiver<u64>, Result<(), Error>>,
+    pub(super) snapshots: Sharing<Digest, (), Result<(), Error>>,
+    fetches: Sharing<Wish, About, Result<Image, Error>>,
+}
+
+/// What makes two fetches the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Wish {
+    /// Normalised.
+    pub(super) reference: String,
+    pub(super) source: Source,
+    pub(super) platform: Platform,
+}
+
+#[derive(Debug, Clone)]
+struct About {
+    tracker: Arc<Tracker>,
+    credentials: Option<Credentials>,
+}
+
+impl ContainerdImages {
+    /// The images of `containerd`'s namespace.
+    pub fn new(containerd: Containerd, options: Options) -> Self {
+        let inner = Inner {
+            registries: Registries::new(options.registries_dir.clone(), options.stall),
+            pulls: Semaphore::new(options.parallel_pulls.max(1)),
+            layers: Semaphore::new(options.parallel_layers.max(1)),
+            blobs: Sharing::default(),
+            snapshots: Sharing::default(),
+            fetches: Sharing::default(),
+            containerd,
+            options,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn containerd(&self) -> &Containerd {
+        &self.inner.containerd
+    }
+
+    /// The image of that record if everything it leads to is there.
+    async fn complete(&self, record: &containerd_client::services::v1::Image) -> Result<Option<Image>, Error> {
+        // A broken image is not there; fetching it anew repairs it.
+        let stored = match stored::follow(self.containerd(), record).await {
+            Ok(Some(stored)) => stored,
+            Ok(None) => return Ok(None),
+            Err(error @ stored::Error::Invalid { .. }) => {
+                tracing::debug!(image = record.name, %error, "an image is unusable");
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for layer in &stored.manifest.layers {
+            if stored::info(self.containerd(), &layer.digest).await?.is_none() {
+                return Ok(None);
+            }
+        }
+        if let Some(top) = stored.top()
+            && !stored::has_snapshot(self.containerd(), &top).await?
+        {
+            return Ok(None);
+        }
+        Ok(Some(image(stored)))
+    }
+
+    fn wish(&self, fetch: &Fetch) -> Result<Wish, Error> {
+        let platform = match &fetch.platform {
+            None => Platform::node(),
+            Some(text) => Platform::parse(text)
+                .map_err(|message| Error::InvalidReference { reference: fetch.reference.clone(), message })?,
+        };
+        Ok(Wish { reference: reference::parse(&fetch.reference)?.whole(), source: fetch.source.clone(), platform })
+    }
+}
+
+fn image(stored: Stored) -> Image {
+    Image {
+        size: stored.manifest.size(),
+        digest: stored.target.to_string(),
+        config_digest: stored.manifest.config.digest.to_string(),
+        reference: stored.name,
+    }
+}
+
+#[async_trait]
+impl Images for ContainerdImages {
+    async fn get(&self, reference: &str) -> Result<Option<Image>, Error> {
+        let name = super::normalize(reference)?;
+        match stored::record(self.containerd(), &name).await? {
+            Some(record) => self.complete(&record).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Image>, Error> {
+        let request = self.containerd().request(ListImagesRequest::default());
+        let records = self
+            .containerd()
+            .images()
+            .list(request)
+            .await
+            .map_err(|status| answered("listing images".to_owned(), status))?
+            .into_inner()
+            .images;
+        let found: Vec<Option<Image>> = stream::iter(records)
+            .map(|record| async move { self.complete(&record).await })
+            .buffered(8)
+            .try_collect()
+            .await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    async fn fetch(&self, fetch: &Fetch, progress: OnProgress) -> Result<Image, Error> {
+        let wish = self.wish(fetch)?;
+        loop {
+            let joined = self.inner.fetches.join(
+                wish.clone(),
+                |panic| Err(super::registry::failed("fetching an image".to_owned(), std::io::Error::other(panic))),
+                || {
+                    let tracker = Arc::new(Tracker::default());
+                    let about = About { tracker: tracker.clone(), credentials: fetch.credentials.clone() };
+                    (about, pull::run(self.inner.clone(), wish.clone(), fetch.credentials.clone(), tracker))
+                },
+            );
+            let mut latest = joined.about.tracker.watch();
+            let mut result = joined.result;
+            let outcome = loop {
+                progress(latest.borrow_and_update().clone());
+                // Both arms are cancel-safe: the result is shared and the value stays in the channel.
+                tokio::select! {
+                    biased;
+                    outcome = &mut result => break outcome,
+                    changed = latest.changed() => if changed.is_err() { break result.clone().await },
+                }
+            };
+            // Somebody else's password is no reason to refuse this one.
+            let other = !joined.started && joined.about.credentials != fetch.credentials;
+            if other && matches!(outcome, Err(Error::Unauthorized { .. })) {
+                continue;
+            }
+            let mut last = latest.borrow().clone();
+            last.phase = if outcome.is_ok() { Phase::Ready } else { Phase::Failed };
+            progress(last);
+            return outcome;
+        }
+    }
+
+    async fn resolve(&self, fetch: &Fetch) -> Result<String, Error> {
+        let wish = self.wish(fetch)?;
+        match &wish.source {
+            Source::Registry => {
+                let parsed = reference::parse(&wish.reference)?;
+                let repository = self.inner.registries.repository(&parsed, fetch.credentials.clone())?;
+                pull::patiently(&self.inner, || repository.digest()).await
+            }
+            Source::Archive(path) => {
+                let archive = pull::open_archive(path.clone(), wish.reference.clone(), wish.platform.clone()).await?;
+                Ok(archive.root.digest.to_string())
+            }
+        }
+    }
+
+    async fn remove(&self, reference: &str) -> Result<(), Error> {
+        let name = super::normalize(reference)?;
+        // What an interrupted fetch left goes too, unless it is running again.
+        if !self.inner.fetches.any(|wish| wish.reference == name) {
+            self.drop_leases(&name).await?;
+        }
+        let request =
+            self.containerd().request(DeleteImageRequest { name: name.clone(), sync: true, ..Default::default() });
+        absent_ok(self.containerd().images().delete(request).await)
+            .map_err(|status| answered(format!("removing the image {name}"), status))?;
+        Ok(())
+    }
+}
+
+impl ContainerdImages {
+    async fn drop_leases(&self, name: &str) -> Result<(), Error> {
+        let doing = |status| answered(format!("releasing what was fetched of {name}"), status);
+        let filters = vec![format!("labels.\"{LEASE_IMAGE_LABEL}\"==\"{name}\"")];
+        let request = self.containerd().request(ListRequest { filters });
+        let leases = self.containerd().leases().list(request).await.map_err(doing)?.into_inner().leases;
+        // A filter that an older daemon reads differently must not cost others their leases.
+        for lease in leases.iter().filter(|l| l.labels.get(LEASE_IMAGE_LABEL).is_some_and(|n| n == name)) {
+            content::release(self.containerd(), &lease.id, true).await.map_err(doing)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,373 @@
+//! One fetch, from reference to image record.
+//!
+//! The order is what keeps a crash harmless: a lease first, under it blobs and snapshots, then the documents with
+//! labels that lead the collector to these, then the record, and the lease goes last. The lease's id is made from
+//! the wish, so the next attempt finds and continues what the last one left.
+
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_client::services::v1::{CreateImageRequest, Image as Record, UpdateImageRequest};
+use containerd_client::types;
+use futures::TryFutureExt as _;
+use tokio::sync::watch;
+
+use super::archive::{self, ArchiveImage};
+use super::content::{self, Lease, put_document};
+use super::driver::{Inner, Wish};
+use super::manifest::{ConfigRoot, Descriptor, Digest, Document, Invalid, Manifest, chain_ids};
+use super::platform::{Platform, available, candidates};
+use super::progress::Tracker;
+use super::registry::{Failure, Repository, failed};
+use super::stored::{self, PLATFORM_LABEL};
+use super::transfer;
+use super::unpack::{self, Layer, answered};
+use super::{Credentials, Error, Image, Phase, Source, reference};
+use crate::containerd::is_already_exists;
+
+/// What is known of an image once its documents have been read.
+struct Plan {
+    /// What the record will point at.
+    root: Descriptor,
+    /// Indexes above the manifest, outermost first.
+    indexes: Vec<(Descriptor, Vec<u8>)>,
+    manifest_blob: Descriptor,
+    manifest_bytes: Vec<u8>,
+    manifest: Manifest,
+    config: Vec<u8>,
+    diff_ids: Vec<Digest>,
+    from: From,
+}
+
+/// Where the layers come from.
+enum From {
+    Registry(Repository),
+    Archive(Arc<ArchiveImage>),
+}
+
+/// Fetches the image, whatever of it is there already.
+pub(super) async fn run(
+    inner: Arc<Inner>,
+    wish: Wish,
+    credentials: Option<Credentials>,
+    tracker: Arc<Tracker>,
+) -> Result<Image, Error> {
+    let _permit = inner.pulls.acquire().await.map_err(|e| failed("waiting for other pulls".to_owned(), e))?;
+    let plan = match &wish.source {
+        Source::Registry => plan_registry(&inner, &wish, credentials).await?,
+        Source::Archive(path) => {
+            plan_archive(open_archive(path.clone(), wish.reference.clone(), wish.platform.clone()).await?)?
+        }
+    };
+    tracker.total(plan.manifest.size());
+    tracker.phase(Phase::Pulling);
+
+    let doing = |what: &str| format!("{what} {}", wish.reference);
+    let lease = Lease::ensure(&inner.containerd, &lease_id(&wish), &wish.reference)
+        .await
+        .map_err(|s| answered(doing("taking the lease for"), s))?;
+    let outcome = store(&inner, &wish, &plan, &lease, &tracker).await;
+    match (&outcome, &wish.source) {
+        // Nothing of a broken archive may stay, and nothing of it can be continued.
+        (Err(_), Source::Archive(_)) => {
+            if let Err(status) = lease.release(true).await {
+                tracing::debug!(image = wish.reference, %status, "a lease stays until it expires");
+            }
+        }
+        (Err(_), Source::Registry) => {}
+        (Ok(_), _) => {
+            // The image is complete without this; a lease that stays expires.
+            if let Err(status) = lease.release(false).await {
+                tracing::debug!(image = wish.reference, %status, "a lease stays until it expires");
+            }
+        }
+    }
+    outcome
+}
+
+async fn store(
+    inner: &Arc<Inner>,
+    wish: &Wish,
+    plan: &Plan,
+    lease: &Lease,
+    tracker: &Arc<Tracker>,
+) -> Result<Image, Error> {
+    let doing = |what: &str| format!("{what} {}", wish.reference);
+    unpack::clear_leftovers(lease).await.map_err(|s| answered(doing("clearing what is left of"), s))?;
+
+    let chain = chain_ids(&plan.diff_ids);
+    let config_labels = chain
+        .last()
+        .map(|top| (format!("containerd.io/gc.ref.snapshot.{}", inner.containerd.snapshotter()), top.to_string()));
+    let config_blob = &plan.manifest.config;
+    put_document(lease, config_blob, &plan.config, config_labels.into_iter().collect())
+        .await
+        .map_err(|s| answered(doing("storing the configuration of"), s))?;
+    tracker.blob(&config_blob.digest, config_blob.size);
+
+    let ready = watch::Sender::new(HashSet::new());
+    let arrivals = ready.subscribe();
+    let arrive = async {
+        match &plan.from {
+            From::Registry(repository) => {
+                transfer::from_registry(inner, lease, repository, &plan.manifest.layers, tracker, &ready).await?;
+            }
+            From::Archive(archive) => transfer::from_archive(inner, lease, archive, tracker, &ready).await?,
+        }
+        tracker.phase(Phase::Unpacking);
+        Ok(())
+    };
+    tokio::try_join!(arrive, unpack_all(inner, lease, plan, &chain, arrivals))?;
+
+    let mut labels =
+        HashMap::from([("containerd.io/gc.ref.content.config".to_owned(), config_blob.digest.to_string())]);
+    for (i, layer) in plan.manifest.layers.iter().enumerate() {
+        labels.insert(format!("containerd.io/gc.ref.content.l.{i}"), layer.digest.to_string());
+    }
+    put_document(lease, &plan.manifest_blob, &plan.manifest_bytes, labels)
+        .await
+        .map_err(|s| answered(doing("storing the manifest of"), s))?;
+    let mut below = &plan.manifest_blob;
+    for (index, bytes) in plan.indexes.iter().rev() {
+        let labels = HashMap::from([("containerd.io/gc.ref.content.m.0".to_owned(), below.digest.to_string())]);
+        put_document(lease, index, bytes, labels).await.map_err(|s| answered(doing("storing the index of"), s))?;
+        below = index;
+    }
+    record(inner, wish, &plan.root).await?;
+    Ok(Image {
+        reference: wish.reference.clone(),
+        digest: plan.root.digest.to_string(),
+        config_digest: config_blob.digest.to_string(),
+        size: plan.manifest.size(),
+    })
+}
+
+/// Unpacks each layer as soon as it and all below it are there.
+async fn unpack_all(
+    inner: &Arc<Inner>,
+    lease: &Lease,
+    plan: &Plan,
+    chain: &[Digest],
+    mut arrivals: watch::Receiver<HashSet<Digest>>,
+) -> Result<(), Error> {
+    for (i, blob) in plan.manifest.layers.iter().enumerate() {
+        if arrivals.wait_for(|there| there.contains(&blob.digest)).await.is_err() {
+            // The transfer failed, and its error ends the fetch.
+            std::future::pending::<()>().await;
+        }
+        let layer = Layer {
+            blob: blob.clone(),
+            diff_id: plan.diff_ids[i].clone(),
+            chain_id: chain[i].clone(),
+            parent: i.checked_sub(1).map(|below| chain[below].clone()),
+        };
+        // Held before it is looked for: the collector may run in between.
+        lease
+            .hold_snapshot(layer.chain_id.as_str())
+            .await
+            .map_err(|s| answered(format!("holding the snapshot {}", layer.chain_id), s))?;
+        loop {
+            let joined = inner.snapshots.join(
+                layer.chain_id.clone(),
+                |panic| Err(failed("unpacking a layer".to_owned(), std::io::Error::other(panic))),
+                || {
+                    let (lease, layer) = (lease.clone(), layer.clone());
+                    ((), async move { unpack::unpack(&lease, &layer).await })
+                },
+            );
+            match joined.result.await {
+                Ok(()) => break,
+                // Somebody else's failure may have been theirs alone.
+                Err(_) if !joined.started => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the record, or lets it point at the new content.
+async fn record(inner: &Inner, wish: &Wish, root: &Descriptor) -> Result<(), Error> {
+    let platform = if wish.platform == Platform::node() { String::new() } else { wish.platform.to_string() };
+    let mut labels = HashMap::new();
+    if !platform.is_empty() {
+        labels.insert(PLATFORM_LABEL.to_owned(), platform);
+    }
+    let image = Record {
+        name: wish.reference.clone(),
+        labels,
+        target: Some(types::Descriptor {
+            media_type: root.media_type.clone(),
+            digest: root.digest.to_string(),
+            size: root.size as i64,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let doing = || format!("recording the image {}", wish.reference);
+    let known = stored::record(&inner.containerd, &wish.reference).await?;
+    if known
+        .as_ref()
+        .is_some_and(|k| k.target == image.target && k.labels.get(PLATFORM_LABEL) == image.labels.get(PLATFORM_LABEL))
+    {
+        return Ok(());
+    }
+    let mut images = inner.containerd.images();
+    let create = CreateImageRequest { image: Some(image.clone()), ..Default::default() };
+    match images.create(inner.containerd.request(create)).await {
+        Ok(_) => return Ok(()),
+        Err(status) if is_already_exists(&status) => {}
+        Err(status) => return Err(answered(doing(), status)),
+    }
+    // A label in the mask without a value is removed.
+    let paths = vec!["target".to_owned(), format!("labels.{PLATFORM_LABEL}")];
+    let update = UpdateImageRequest {
+        image: Some(image),
+        update_mask: Some(prost_types::FieldMask { paths }),
+        ..Default::default()
+    };
+    images.update(inner.containerd.request(update)).await.map(drop).map_err(|status| answered(doing(), status))
+}
+
+/// The same for every attempt at the same wish.
+fn lease_id(wish: &Wish) -> String {
+    let source = match &wish.source {
+        Source::Registry => String::new(),
+        Source::Archive(path) => path.display().to_string(),
+    };
+    let text = format!("{}\n{}\n{source}", wish.reference, wish.platform);
+    format!("nodelet-pull-{}", &Digest::of(text.as_bytes()).hex()[..40])
+}
+
+async fn plan_registry(inner: &Arc<Inner>, wish: &Wish, credentials: Option<Credentials>) -> Result<Plan, Error> {
+    let parsed = reference::parse(&wish.reference)?;
+    let repository = inner.registries.repository(&parsed, credentials)?;
+    let unusable = |e: Invalid| failed(format!("reading {}", wish.reference), e);
+    let mut bytes = patiently(inner, || repository.root()).await?.to_vec();
+    let mut indexes = Vec::new();
+    loop {
+        let digest = Digest::of(&bytes);
+        let document = Document::parse(&format!("the manifest {digest}"), &bytes).map_err(unusable)?;
+        let blob = Descriptor::new(document.media_type(), digest, bytes.len() as u64);
+        match document {
+            Document::Index(_) if indexes.len() >= 3 => {
+                return Err(unusable(Invalid::Content {
+                    what: "its indexes".to_owned(),
+                    message: "they are nested too deeply".to_owned(),
+                }));
+            }
+            Document::Index(index) => {
+                let next = candidates(&index, &wish.platform).first().map(|d| d.digest.clone());
+                let Some(next) = next else {
+                    return Err(Error::Platform {
+                        reference: wish.reference.clone(),
+                        platform: wish.platform.to_string(),
+                        available: available(&index),
+                    });
+                };
+                indexes.push((blob, std::mem::take(&mut bytes)));
+                bytes = patiently(inner, || repository.manifest(&next)).await?.to_vec();
+            }
+            Document::Manifest(manifest) => {
+                let config = config(inner, &repository, &manifest.config).await?;
+                let root = ConfigRoot::parse(&manifest, &config).map_err(unusable)?;
+                let offered = root.platform();
+                // Images that do not say what they are for are taken at the user's word.
+                let says = !root.os.is_empty() && !root.architecture.is_empty();
+                if says && wish.platform.suits(&offered).is_none() {
+                    return Err(Error::Platform {
+                        reference: wish.reference.clone(),
+                        platform: wish.platform.to_string(),
+                        available: offered.to_string(),
+                    });
+                }
+                let diff_ids = root.diff_ids().to_vec();
+                let root = indexes.first().map_or_else(|| blob.clone(), |(first, _)| first.clone());
+                return Ok(Plan {
+                    root,
+                    indexes,
+                    manifest_blob: blob,
+                    manifest_bytes: bytes,
+                    manifest,
+                    config,
+                    diff_ids,
+                    from: From::Registry(repository),
+                });
+            }
+        }
+    }
+}
+
+/// The configuration, from the content store if it is there.
+async fn config(inner: &Arc<Inner>, repository: &Repository, blob: &Descriptor) -> Result<Vec<u8>, Error> {
+    if let Some(bytes) = stored::read_document(&inner.containerd, &blob.digest).await? {
+        return Ok(bytes);
+    }
+    patiently(inner, || transfer::document(repository, blob)).await
+}
+
+fn plan_archive(archive: ArchiveImage) -> Result<Plan, Error> {
+    let unusable = |e: Invalid| Error::Archive { path: archive.path.clone(), source: Arc::new(e) };
+    let diff_ids = ConfigRoot::parse(&archive.manifest, &archive.config).map_err(unusable)?.diff_ids().to_vec();
+    Ok(Plan {
+        root: archive.root.clone(),
+        indexes: archive.indexes.clone(),
+        manifest_blob: archive.manifest_blob.clone(),
+        manifest_bytes: archive.manifest_bytes.clone(),
+        manifest: archive.manifest.clone(),
+        config: archive.config.clone(),
+        diff_ids,
+        from: From::Archive(Arc::new(archive)),
+    })
+}
+
+/// Reads an archive's table of contents off the async threads.
+pub(super) async fn open_archive(path: PathBuf, reference: String, platform: Platform) -> Result<ArchiveImage, Error> {
+    let at = path.clone();
+    let name = reference.clone();
+    let opened = tokio::task::spawn_blocking(move || archive::open(&at, &name, &platform))
+        .map_err(|e| failed(format!("reading the archive {}", path.display()), e))
+        .await?;
+    opened.map_err(|error| match error {
+        archive::Error::Platform { platform, available } => Error::Platform { reference, platform, available },
+        other => Error::Archive { path, source: Arc::new(other) },
+    })
+}
+
+/// Tries again what may succeed next time, with growing pauses.
+pub(super) async fn patiently<T, F, Fut>(inner: &Inner, mut ask: F) -> Result<T, Error>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, Failure>>,
+{
+    let mut tries = 0;
+    loop {
+        match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(failure) => {
+                tries += 1;
+                if !failure.transient || tries >= inner.options.attempts {
+                    return Err(failure.error);
+                }
+                tokio::time::sleep(pause(tries, failure.busy)).await;
+            }
+        }
+    }
+}
+
+/// Exponential with jitter, so that many nodes do not come back at the same moment.
+pub(super) fn pause(tries: u32, busy: bool) -> Duration {
+    let (first, longest) = if busy { (2000, 60_000) } else { (200, 10_000) };
+    let full = (first << tries.saturating_sub(1).min(16)).min(longest);
+    Duration::from_millis(rand::random_range(full / 2..=full))
+}
+
+/// Makes sure that nothing of the blob's ingest stays when it can never become right.
+pub(super) async fn drop_ingest(inner: &Inner, digest: &Digest) {
+    if let Err(status) = content::abort(&inner.containerd, digest).await {
+        tracing::debug!(%digest, %status, "a broken blob stays until its lease ends");
+    }
+}
