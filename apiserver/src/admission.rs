@@ -97,13 +97,33 @@ fn in_version(resource: &Resource, mut error: ApiError) -> ApiError {
     error
 }
 
+/// Sets a field, making the objects on the way to it. Where something else is in the way, that is left for the schema
+/// to refuse.
+fn set(object: &mut Value, path: &[&str], value: Value) {
+    let Some((last, outer)) = path.split_last() else { return };
+    let mut here = object;
+    for step in outer {
+        if here.is_null() {
+            *here = json!({});
+        }
+        let Some(map) = here.as_object_mut() else { return };
+        here = map.entry(*step).or_insert_with(|| json!({}));
+    }
+    if here.is_null() {
+        *here = json!({});
+    }
+    if let Some(map) = here.as_object_mut() {
+        map.insert((*last).to_owned(), value);
+    }
+}
+
 /// What the server sets on every new object.
 pub(crate) fn fill_in(resource: &Resource, object: &mut Value) {
     if resource.class == Class::Namespace {
         let name = object["metadata"]["name"].clone();
-        object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name;
-        object["spec"]["finalizers"] = json!(["kubernetes"]);
-        object["status"] = json!({"phase": "Active"});
+        set(object, &["metadata", "labels", "kubernetes.io/metadata.name"], name);
+        set(object, &["spec", "finalizers"], json!(["kubernetes"]));
+        set(object, &["status"], json!({"phase": "Active"}));
     } else if resource.has_status
         && resource.class == Class::Custom
         && let Some(map) = object.as_object_mut()
@@ -259,15 +279,13 @@ fn expand_string_data(resource: &Resource, object: &mut Value) {
         return;
     }
     let Some(Value::Object(plain)) = object.as_object_mut().and_then(|o| o.remove("stringData")) else { return };
-    if !object["data"].is_object() {
-        object["data"] = json!({});
-    }
     for (key, value) in plain {
         // What is not text stays as it is, for the schema to refuse.
-        object["data"][key] = match value {
+        let value = match value {
             Value::String(text) => json!(base64::engine::general_purpose::STANDARD.encode(text)),
             other => other,
         };
+        set(object, &["data", &key], value);
     }
 }
 

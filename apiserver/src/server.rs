@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak, mpsc};
 use std::task::{Context as TaskContext, Poll};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Buf, Bytes};
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -154,7 +156,10 @@ impl Server {
             Err(error) => return ApiError::bad_request(format!("reading the body: {error}")).into_response(),
         };
         // Boxed: the futures of the verbs are large, and most requests are short-lived.
-        Box::pin(self.route(parts, bytes)).await.unwrap_or_else(ApiError::into_response)
+        // A panic is a bug, and the one who met it is told; everybody else goes on.
+        let answered = AssertUnwindSafe(Box::pin(self.route(parts, bytes))).catch_unwind().await;
+        let answered = answered.unwrap_or_else(|_| Err(ApiError::internal("a bug; the log has more")));
+        answered.unwrap_or_else(ApiError::into_response)
     }
 
     async fn route(&self, parts: http::request::Parts, bytes: Bytes) -> Result<Response<Body>, ApiError> {

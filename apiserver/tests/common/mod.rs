@@ -7,7 +7,7 @@ use axum::body::Body;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use nodelet_apiserver::{Options, Server, Trusted};
+use nodelet_apiserver::{OpenError, Options, Server, Trusted};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tower::ServiceExt;
@@ -128,9 +128,16 @@ impl Fixture {
     }
 }
 
+/// Opens the store, once the server before has finished what it was about.
 pub fn open(dir: &TempDir) -> Server {
-    let options = Options { store: dir.path().join("store.db"), ..Options::default() };
-    Server::open(options, vec![definition()]).unwrap()
+    for _ in 0..1000 {
+        let options = Options { store: dir.path().join("store.db"), ..Options::default() };
+        match Server::open(options, vec![definition()]) {
+            Err(OpenError::InUse { .. }) => std::thread::park_timeout(std::time::Duration::from_millis(5)),
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("the store stays in use");
 }
 
 pub fn widget(name: &str) -> Value {
