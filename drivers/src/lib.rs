@@ -12,6 +12,7 @@ pub mod host;
 pub mod ids;
 pub mod images;
 pub mod logs;
+mod mounts;
 pub mod network;
 pub mod runtime;
 pub mod sandbox;

@@ -17,7 +17,11 @@ use crate::ids::SandboxId;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod connect;
+mod etc;
 pub mod fake;
+pub mod linux;
+mod pins;
+mod propagation;
 
 /// What went wrong with a sandbox.
 #[derive(Debug, thiserror::Error)]

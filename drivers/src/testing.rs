@@ -18,8 +18,10 @@ use crate::ids::CgroupPath;
 
 mod cleanup;
 mod image;
+mod mount_namespace;
 
 pub use image::{BUSYBOX, Layer, busybox_archive, busybox_layers, write_archive};
+pub use mount_namespace::in_mount_namespace;
 
 /// Names the containerd binary to test with; default is the one in `PATH`. Its shim is looked for beside it.
 pub const CONTAINERD_VARIABLE: &str = "NODELET_TEST_CONTAINERD";

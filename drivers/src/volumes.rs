@@ -17,7 +17,11 @@ use crate::ids::{SandboxId, VolumeKey};
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod fake;
+mod files;
+mod host_path;
+pub mod linux;
 mod paths;
+mod sub_path;
 
 /// What went wrong with a volume.
 #[derive(Debug, thiserror::Error)]

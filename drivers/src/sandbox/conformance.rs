@@ -39,9 +39,12 @@ pub(crate) async fn run(sandboxes: &dyn Sandboxes) {
     let other_hostname = SandboxSpec { hostname: "other".to_owned(), ..first.clone() };
     assert!(sandboxes.ensure(&other_hostname).await.is_err(), "it has to be removed first");
 
-    let joined = SandboxSpec { net: NetNamespace::Of(first.id.clone()), ..spec("joined") };
+    let of = |id: &SandboxId| NetNamespace::Of(id.clone());
+    let joined = SandboxSpec { net: of(&first.id), ..spec("joined") };
+    assert!(sandboxes.ensure(&joined).await.is_err(), "parameters of a network namespace go with its owner");
+    let joined = SandboxSpec { sysctls: BTreeMap::new(), ..joined };
     assert_eq!(sandboxes.ensure(&joined).await.unwrap().netns, made.netns);
-    let lost = SandboxSpec { net: NetNamespace::Of(SandboxId::new("nobody").unwrap()), ..spec("lost") };
+    let lost = SandboxSpec { net: of(&SandboxId::new("nobody").unwrap()), sysctls: BTreeMap::new(), ..spec("lost") };
     assert!(sandboxes.ensure(&lost).await.is_err(), "there is nothing to join");
     sandboxes.remove(&lost.id).await.unwrap();
 

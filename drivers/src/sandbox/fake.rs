@@ -102,6 +102,7 @@ impl Sandboxes for FakeSandboxes {
     async fn ensure(&self, spec: &SandboxSpec) -> Result<Sandbox, Error> {
         let mut state = self.lock();
         state.check(&spec.id, "making it")?;
+        super::linux::check_sysctls(spec)?;
         if let NetNamespace::Of(other) = &spec.net
             && !state.sandboxes.contains_key(other)
         {
