@@ -154,7 +154,7 @@ struct Planner<'a> {
     plan: Plan,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     fn decide(&mut self) {
         if self.desired.intent != Intent::Run {
             self.clear_everything();
@@ -167,6 +167,7 @@ impl Planner<'_> {
             self.hold_all_for_waits();
             return;
         }
+        self.clear_predecessors();
         if self.is_finished() {
             return;
         }
@@ -260,6 +261,23 @@ impl Planner<'_> {
                     reason: first.reason,
                     message: first.message.clone(),
                 });
+            }
+        }
+    }
+
+    /// Containers whose successor exists: replacements that were cut short.
+    fn clear_predecessors(&mut self) {
+        let (desired, observed) = (self.desired, self.observed);
+        for (wish, init) in desired.init.iter().map(|w| (w, true)).chain(desired.containers.iter().map(|w| (w, false)))
+        {
+            let Some(current) = self.current(wish, init) else { continue };
+            for old in observed.containers.iter().filter(|c| {
+                c.name == wish.name && c.init == init && c.sandbox == current.sandbox && c.attempt < current.attempt
+            }) {
+                if old.is_live() {
+                    self.plan.steps.push(Step::Kill { id: old.id().clone() });
+                }
+                self.plan.steps.push(Step::Remove { id: old.id().clone() });
             }
         }
     }
@@ -359,22 +377,11 @@ impl Planner<'_> {
 
     fn run_one(&mut self, wish: &ContainerWish, init: bool, policy: RestartPolicy) {
         let observed = self.observed;
-        let ours = self.desired.sandbox.spec.id.as_str();
-        let mut all: Vec<&SeenContainer> =
-            observed.containers.iter().filter(|c| c.name == wish.name && c.init == init && c.sandbox == ours).collect();
-        all.sort_by_key(|c| c.attempt);
-        let Some(current) = all.pop() else {
+        let Some(current) = self.current(wish, init) else {
             let remembered = observed.remembered.get(&wish.name).cloned().unwrap_or_default();
             self.start(wish, init, remembered.next_attempt, remembered.restarts, 0);
             return;
         };
-        // Predecessors whose successor exists: half-finished replacements.
-        for old in all {
-            if old.is_live() {
-                self.plan.steps.push(Step::Kill { id: old.id().clone() });
-            }
-            self.plan.steps.push(Step::Remove { id: old.id().clone() });
-        }
         match &current.container.state {
             TaskState::Running { .. } | TaskState::Paused { .. } => self.keep_or_replace(wish, current),
             TaskState::Exited(exit) => self.after_exit(wish, current, exit, policy),
@@ -501,7 +508,7 @@ impl Planner<'_> {
     }
 
     /// The youngest container of that name in the wanted sandbox.
-    fn current(&self, wish: &ContainerWish, init: bool) -> Option<&SeenContainer> {
+    fn current(&self, wish: &ContainerWish, init: bool) -> Option<&'a SeenContainer> {
         let ours = self.desired.sandbox.spec.id.as_str();
         self.observed
             .containers

@@ -381,6 +381,9 @@ impl Seen<'_> {
         if let Some(hold) = self.plan.holds.first() {
             return (false, hold.reason, format!("container {}: {}", hold.container, hold.message));
         }
+        if let Some(old) = self.outdated() {
+            return (false, reasons::PROGRESSING, format!("container {old} still runs an earlier specification"));
+        }
         let unready: Vec<&str> = containers.iter().filter(|c| !c.ready).map(|c| c.name.as_str()).collect();
         if unready.is_empty() {
             // What runs serves, also while it waits for something to be updated; the wait is said.
@@ -391,6 +394,20 @@ impl Seen<'_> {
             return (false, wait.reason, wait.message.clone());
         }
         (false, reasons::CONTAINERS_NOT_READY, format!("not ready: {}", unready.join(", ")))
+    }
+}
+
+impl Seen<'_> {
+    /// A container that runs, and not as it is wanted now.
+    fn outdated(&self) -> Option<&str> {
+        let sandbox = self.desired.sandbox.spec.id.as_str();
+        let wanted = |c: &SeenContainer| {
+            let wish = self.desired.containers.iter().find(|wish| wish.name == c.name);
+            // While something is waited for, what is wanted is not fully known, and nothing is replaced.
+            !self.desired.waits.is_empty()
+                || c.stopping.is_none() && c.sandbox == sandbox && wish.is_some_and(|wish| wish.hash == c.hash)
+        };
+        self.observed.containers.iter().find(|c| !c.init && c.is_live() && !wanted(c)).map(|c| c.name.as_str())
     }
 }
 

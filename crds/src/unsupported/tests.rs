@@ -33,8 +33,7 @@ fn messages<S: Declared>(spec: &S) -> Vec<String> {
 #[test]
 fn what_is_carried_out_is_not_reported() {
     assert_eq!(messages(&workload(json!({}))), [""; 0]);
-    let image =
-        json!({"reference": "a", "archive": {"path": "/a"}, "pin": true, "platform": "linux/arm64"});
+    let image = json!({"reference": "a", "archive": {"path": "/a"}, "pin": true, "platform": "linux/arm64"});
     assert_eq!(messages(&serde_json::from_value::<ImageSpec>(image).unwrap()), [""; 0]);
     let network = json!({"dns": {"enabled": true, "upstreams": ["9.9.9.9"]}, "subnets": [{"cidr": "10.0.0.0/24"}]});
     assert_eq!(messages(&serde_json::from_value::<NetworkSpec>(network).unwrap()), [""; 0]);
