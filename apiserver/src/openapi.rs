@@ -1,12 +1,16 @@
 //! The OpenAPI documents: what `kubectl explain`, completion and strict validation read.
 
+mod binary;
+
 use axum::body::Body;
+use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::registry::{Class, Resource, Writers};
 use crate::represent;
+use crate::request::{accepted, is_json};
 use crate::server::Server;
 use crate::status::ApiError;
 
@@ -16,6 +20,10 @@ pub(crate) fn answer(
     parts: &http::request::Parts,
     words: &[&str],
 ) -> Result<Response<Body>, ApiError> {
+    let accepts = accepted(&parts.headers);
+    let in_binary = |media: &str| media.replacen("v2@v1.0", "v2.v1.0", 1) == binary::MEDIA;
+    let wanted = accepts.iter().find(|a| is_json(a.media) || (in_binary(a.media) && words == ["openapi", "v2"]));
+    let wanted = wanted.ok_or_else(|| ApiError::not_acceptable("application/json"))?;
     let document = match words {
         ["openapi", "v2"] => version_2(server),
         ["openapi", "v3"] => index(server),
@@ -23,17 +31,23 @@ pub(crate) fn answer(
         ["openapi", "v3", "apis", group, version] => version_3(server, group, version)?,
         _ => return Err(ApiError::no_such_path()),
     };
-    let body = document.to_string();
+    let (body, media) = if is_json(wanted.media) {
+        (Bytes::from(document.to_string()), "application/json")
+    } else {
+        (Bytes::from(binary::encode(&document)), binary::MEDIA)
+    };
     let tag = format!("\"{}\"", digest(&body));
     let tag = HeaderValue::from_str(&tag).map_err(|e| ApiError::internal(e.to_string()))?;
     let known = parts.headers.get(header::IF_NONE_MATCH).is_some_and(|given| *given == tag);
     let mut response =
         if known { represent::answer(StatusCode::NOT_MODIFIED, "") } else { represent::answer(StatusCode::OK, body) };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     response.headers_mut().insert(header::ETAG, tag);
     Ok(response)
 }
 
-fn digest(text: &str) -> String {
+fn digest(text: &[u8]) -> String {
     Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02X}")).collect()
 }
 
@@ -48,7 +62,7 @@ fn index(server: &Server) -> Value {
     for (group, version) in groups(server) {
         let Ok(document) = version_3(server, &group, &version) else { continue };
         let path = if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
-        let url = format!("/openapi/v3/{path}?hash={}", digest(&document.to_string()));
+        let url = format!("/openapi/v3/{path}?hash={}", digest(document.to_string().as_bytes()));
         paths.insert(path, json!({"serverRelativeURL": url}));
     }
     json!({"paths": paths})
