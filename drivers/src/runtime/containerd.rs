@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::exits::Exits;
 use super::image::ImageCache;
+use super::list::Known;
 use super::node::Node;
 use super::{
     Container, ContainerSpec, Error, ExecResult, ExecSpec, Runtime, RuntimeEvent, RuntimeInfo, Started, create, events,
@@ -69,6 +70,8 @@ pub(super) struct Shared {
     pub(super) node: Node,
     pub(super) images: ImageCache,
     pub(super) exits: Exits,
+    /// Containers as last seen, for those whose record somebody deletes while their task is there.
+    pub(super) known: Known,
     /// Name and version of the OCI runtime, asked for once.
     pub(super) oci_runtime: tokio::sync::OnceCell<String>,
     /// Creations are CPU-bound; more at a time than this only makes each of them late.
@@ -88,6 +91,7 @@ impl ContainerdRuntime {
                 node,
                 images: ImageCache::default(),
                 exits: Exits::default(),
+                known: Known::default(),
                 oci_runtime: tokio::sync::OnceCell::new(),
                 creating: Semaphore::new(cpus * 2),
                 tasks: TaskTracker::new(),

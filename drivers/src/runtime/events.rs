@@ -67,10 +67,12 @@ impl Reader {
         if !self.missed {
             std::future::pending::<()>().await;
         }
-        if let Ok(permit) = self.sender.reserve().await {
-            permit.send(RuntimeEvent::Resync);
-            self.missed = false;
+        match self.sender.reserve().await {
+            Ok(permit) => permit.send(RuntimeEvent::Resync),
+            // The reader is gone, and with it soon this task: not a reason to try again at once.
+            Err(_closed) => std::future::pending().await,
         }
+        self.missed = false;
     }
 }
 
@@ -100,7 +102,7 @@ impl Feed {
             // All arms are cancel-safe: receiving and reserving lose nothing.
             tokio::select! {
                 () = &mut sleep => return,
-                id = self.exits.recv() => exited(&mut self.reader, id),
+                id = self.exits.recv() => exited(&mut self.reader, id).await,
                 () = self.reader.catch_up() => {}
             }
         }
@@ -155,7 +157,7 @@ impl Feed {
             let message = tokio::select! {
                 message = stream.message() => message,
                 id = self.exits.recv() => {
-                    exited(&mut self.reader, id);
+                    exited(&mut self.reader, id).await;
                     continue;
                 }
                 () = self.reader.catch_up() => continue,
@@ -173,10 +175,13 @@ impl Feed {
     }
 }
 
-fn exited(reader: &mut Reader, id: Result<ContainerId, broadcast::error::RecvError>) {
+/// Tells of the end of a watched process.
+async fn exited(reader: &mut Reader, id: Result<ContainerId, broadcast::error::RecvError>) {
     match id {
         Ok(id) => reader.tell(RuntimeEvent::Container { id, topic: "exit".to_owned() }),
-        Err(_lagged) => reader.missed = true,
+        Err(broadcast::error::RecvError::Lagged(_)) => reader.missed = true,
+        // Cannot happen while we share the sender; waiting is right if it does.
+        Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
     }
 }
 

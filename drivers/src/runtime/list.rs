@@ -1,6 +1,7 @@
 //! What containers there are and what they do: records joined with tasks, two calls however many there are.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use containerd_client::services::v1::{
@@ -33,16 +34,67 @@ pub(super) async fn list(shared: &Shared) -> Result<Vec<Container>, Error> {
             containers.push(join(shared, id, record, journal, task).await?);
         }
     }
+    // Only a task that we knew with a record: a foreign one is none of our business, and what was lost while no
+    // agent ran is swept at start.
+    for id in tasks.into_keys().filter_map(|id| ContainerId::new(id).ok()) {
+        if let Some(lost) = without_record(shared, &id).await? {
+            containers.push(lost);
+        }
+    }
+    shared.known.replace(&containers);
     shared.exits.retain(&containers.iter().map(|c| c.id.clone()).collect::<BTreeSet<_>>());
     Ok(containers)
 }
 
 /// See [`super::Runtime::get`].
 pub(super) async fn get(shared: &Shared, id: &ContainerId) -> Result<Option<Container>, Error> {
-    let Some(record) = record::get(shared, id).await? else { return Ok(None) };
+    let Some(record) = record::get(shared, id).await? else {
+        if shared.known.get(id).is_some() && tasks(shared).await?.contains_key(id.as_str()) {
+            return without_record(shared, id).await;
+        }
+        return Ok(None);
+    };
     let Some((id, journal)) = ours(&record) else { return Ok(None) };
     let task = task(shared, &id).await?;
-    join(shared, id, record, journal, task).await.map(Some)
+    let container = join(shared, id, record, journal, task).await?;
+    shared.known.insert(&container);
+    Ok(Some(container))
+}
+
+/// A container that has a task and, as it seems, no record. Perhaps it was made between two calls; else somebody
+/// deleted the record, the task cannot be reached, and the id must be cleared before it is used again.
+async fn without_record(shared: &Shared, id: &ContainerId) -> Result<Option<Container>, Error> {
+    let Some(known) = shared.known.get(id) else { return Ok(None) };
+    if let Some(record) = record::get(shared, id).await? {
+        let Some((id, journal)) = ours(&record) else { return Ok(None) };
+        let task = task(shared, &id).await?;
+        return join(shared, id, record, journal, task).await.map(Some);
+    }
+    Ok(Some(Container { state: TaskState::Unknown, ..known }))
+}
+
+/// Containers as last seen.
+#[derive(Debug, Default)]
+pub(super) struct Known(Mutex<HashMap<ContainerId, Container>>);
+
+impl Known {
+    fn get(&self, id: &ContainerId) -> Option<Container> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    fn insert(&self, container: &Container) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(container.id.clone(), container.clone());
+    }
+
+    fn replace(&self, containers: &[Container]) {
+        let seen = containers.iter().map(|container| (container.id.clone(), container.clone())).collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+    }
+
+    /// To be called once nothing of it is left.
+    pub(super) fn forget(&self, id: &ContainerId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
 }
 
 /// All tasks of the namespace by id.

@@ -26,7 +26,7 @@ pub(super) async fn remove(shared: &Shared, id: &ContainerId) -> Result<(), Erro
     if record::get(shared, id).await?.is_none() {
         if !list::tasks(shared).await?.contains_key(id.as_str()) {
             remove_snapshot(shared, id).await?;
-            shared.exits.forget(id);
+            forget(shared, id);
             return Ok(());
         }
         // Without a record nobody can reach the task.
@@ -38,8 +38,13 @@ pub(super) async fn remove(shared: &Shared, id: &ContainerId) -> Result<(), Erro
     let request = containerd.request(DeleteContainerRequest { id: id.to_string() });
     absent_ok(containerd.containers().delete(request).await)
         .map_err(|status| containerd.error(format!("removing the record of container {id}"), status))?;
-    shared.exits.forget(id);
+    forget(shared, id);
     Ok(())
+}
+
+fn forget(shared: &Shared, id: &ContainerId) {
+    shared.exits.forget(id);
+    shared.known.forget(id);
 }
 
 /// Puts a bare record in the place of one that somebody deleted while its task was there.

@@ -46,7 +46,7 @@ const PIDFD_GET_INFO: u64 = (3 << 30) | ((size_of::<PidfdInfo>() as u64) << 16) 
 static UNSUPPORTED: AtomicBool = AtomicBool::new(false);
 
 /// The kernel has not said that it cannot.
-pub(super) fn is_supported() -> bool {
+pub(in crate::runtime) fn is_supported() -> bool {
     !UNSUPPORTED.load(Ordering::Relaxed)
 }
 

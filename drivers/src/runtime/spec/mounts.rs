@@ -1,6 +1,6 @@
 //! The file systems of a container beside its root.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 
@@ -11,7 +11,7 @@ use crate::runtime::{ContainerSpec, Mount as Wanted, MountSource};
 /// before children.
 pub(super) fn mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
     let wanted = &inputs.spec.mounts;
-    let replaced = |mount: &Mount| wanted.iter().any(|w| PathBuf::from(&w.destination) == *mount.destination());
+    let replaced = |mount: &Mount| wanted.iter().any(|w| mount.destination() == Path::new(&w.destination));
     let mut all = usual(inputs.spec.security.privileged);
     all.retain(|mount| !replaced(mount));
     let mut own: Vec<Mount> = wanted.iter().map(to_oci).collect();
