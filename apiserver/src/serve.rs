@@ -23,8 +23,9 @@ use crate::server::Server;
 
 /// Connections get this long to finish their requests when the server stops; watches never would.
 const DRAIN: Duration = Duration::from_secs(2);
-/// A client has this long to send its headers.
-const HEADERS: Duration = Duration::from_secs(20);
+/// A client has this long to send its headers, and may leave a connection unused. Go clients close theirs after 90
+/// seconds; one that closes first never meets a request on its way.
+const HEADERS: Duration = Duration::from_secs(100);
 
 /// A listener that cannot be made or kept.
 #[derive(Debug, thiserror::Error)]
