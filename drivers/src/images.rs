@@ -10,8 +10,10 @@
 mod archive;
 pub mod auth;
 pub mod config;
+pub mod conformance;
 mod content;
 mod driver;
+pub mod fake;
 pub mod hosts;
 pub mod manifest;
 pub mod platform;
@@ -34,6 +36,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::runtime::Error as RuntimeError;
 pub use driver::{ContainerdImages, Options};
+pub use fake::FakeImages;
 
 /// What went wrong while getting an image.
 #[derive(Debug, Clone, thiserror::Error)]

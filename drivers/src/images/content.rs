@@ -113,7 +113,7 @@ pub(super) enum Opened {
     /// It is complete already.
     Present,
     /// It can be written, from [`Ingest::offset`] on.
-    Writing(Ingest),
+    Writing(Box<Ingest>),
 }
 
 /// A blob being written. Dropping it keeps what is there for the next one.
@@ -162,7 +162,8 @@ impl Ingest {
             return Err(Status::aborted("containerd ended the write without an answer"));
         };
         let offset = u64::try_from(status.offset).unwrap_or_default();
-        Ok(Opened::Writing(Self { requests, replies, blob: blob.clone(), offset, written: offset }))
+        let ingest = Self { requests, replies, blob: blob.clone(), offset, written: offset };
+        Ok(Opened::Writing(Box::new(ingest)))
     }
 
     /// Bytes that are in the store already.

@@ -184,7 +184,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let found = endpoints(Some(dir.path()), "docker.io", "index.docker.io").unwrap();
         assert_eq!(found, [Endpoint::of_registry("index.docker.io")]);
-        assert_eq!(endpoints(None, "x", "localhost:5000").unwrap()[0].https, false);
+        assert!(!endpoints(None, "x", "localhost:5000").unwrap()[0].https);
     }
 
     #[test]

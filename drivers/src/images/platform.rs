@@ -95,7 +95,8 @@ impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
         // The one variant that arm64 has is not worth saying.
-        if !self.variant.is_empty() && !(self.architecture == "arm64" && self.variant == "v8") {
+        let implied = self.architecture == "arm64" && self.variant == "v8";
+        if !self.variant.is_empty() && !implied {
             write!(f, "/{}", self.variant)?;
         }
         Ok(())

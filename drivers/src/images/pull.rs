@@ -44,7 +44,7 @@ struct Plan {
 
 /// Where the layers come from.
 enum From {
-    Registry(Repository),
+    Registry(Box<Repository>),
     Archive(Arc<ArchiveImage>),
 }
 
@@ -294,7 +294,7 @@ async fn plan_registry(inner: &Arc<Inner>, wish: &Wish, credentials: Option<Cred
                     manifest,
                     config,
                     diff_ids,
-                    from: From::Registry(repository),
+                    from: From::Registry(Box::new(repository)),
                 });
             }
         }

@@ -26,8 +26,11 @@ const KEPT_CLIENTS: usize = 64;
 pub(super) struct Registries {
     dir: Option<PathBuf>,
     stall: Duration,
-    clients: Arc<Mutex<HashMap<(Endpoint, Option<Credentials>), Client>>>,
+    clients: Arc<Mutex<Clients>>,
 }
+
+/// Connections with their tokens, by server and who asks.
+type Clients = HashMap<(Endpoint, Option<Credentials>), Client>;
 
 impl fmt::Debug for Registries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -13,8 +13,10 @@ use tokio_util::task::AbortOnDropHandle;
 /// `V` travels beside it and says what the work is about, for example where to watch its progress.
 #[derive(Debug)]
 pub(super) struct Sharing<K, V, T: Clone> {
-    running: Mutex<HashMap<K, (V, WeakShared<BoxFuture<'static, T>>)>>,
+    running: Mutex<HashMap<K, Running<V, T>>>,
 }
+
+type Running<V, T> = (V, WeakShared<BoxFuture<'static, T>>);
 
 /// A place in the queue of those who wait. Awaiting it gives the result.
 pub(super) struct Joined<V, T: Clone> {

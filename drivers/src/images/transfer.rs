@@ -332,7 +332,7 @@ pub(super) async fn from_archive(
 struct Writing<'a> {
     blob: &'a Descriptor,
     /// `None` when somebody else finished it meanwhile.
-    ingest: Option<Ingest>,
+    ingest: Option<Box<Ingest>>,
     /// Bytes that an earlier attempt left.
     skip: u64,
     read: u64,

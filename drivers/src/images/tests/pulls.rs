@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::fixture::*;
 use crate::images::config::image_config;
+use crate::images::conformance;
 use crate::images::{Error, Fetch, Images as _, Options, Phase, Progress};
 use crate::runtime::Error as RuntimeError;
 use crate::testing::{PrivateContainerd, busybox_layers};
@@ -27,7 +28,7 @@ async fn a_pull_makes_a_runnable_image_and_removing_it_leaves_nothing() {
     assert!(seen.windows(2).all(|w| w[0].bytes_done <= w[1].bytes_done), "{seen:?}");
 
     assert_eq!(images.get(&name).await.unwrap().as_ref(), Some(&image));
-    assert_eq!(images.list().await.unwrap(), [image.clone()]);
+    assert_eq!(images.list().await.unwrap(), std::slice::from_ref(&image));
     assert_eq!(images.resolve(&fetch).await.unwrap(), image.digest);
     assert_eq!(node.ctr(["leases", "list", "-q"]).trim(), "", "the lease is gone");
 
@@ -168,4 +169,38 @@ async fn mirrors_are_asked_first() {
     let options = Options { registries_dir: Some(dir.path().to_owned()), attempts: 1, ..Options::default() };
     let image = images(&node, options).fetch(&from_registry("registry.invalid/app:1"), silent()).await.unwrap();
     assert_eq!(image.reference, "registry.invalid/app:1");
+}
+
+struct Real {
+    node: PrivateContainerd,
+    registry: Registry,
+    images: crate::images::ContainerdImages,
+}
+
+#[async_trait::async_trait]
+impl conformance::Node for Real {
+    fn images(&self) -> &dyn crate::images::Images {
+        &self.images
+    }
+    fn name(&self, name: &str) -> String {
+        self.registry.name(name)
+    }
+    async fn push(&self, name: &str, content: &str) {
+        self.registry.push(name, &[file_layer("content", content.as_bytes())]);
+    }
+    async fn archive(&self, content: &str) -> std::path::PathBuf {
+        let path = self.node.dir().join(format!("{content}.tar"));
+        let layer = file_layer("content", content.as_bytes());
+        crate::testing::write_archive(&path, "other.test/x:1", &[layer], &serde_json::json!({}));
+        path
+    }
+}
+
+#[tokio::test]
+async fn the_driver_conforms() {
+    let (node, registry) = (PrivateContainerd::start().await, Registry::start().await);
+    let images = images(&node, Options { attempts: 1, ..Options::default() });
+    let real = Real { node, registry, images };
+    conformance::run(&real).await;
+    assert_eq!(inventory(&real.node), Vec::<String>::new());
 }
