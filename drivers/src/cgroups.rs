@@ -13,7 +13,13 @@ use crate::ids::CgroupPath;
 
 #[cfg(test)]
 pub(crate) mod conformance;
+mod device;
 pub mod fake;
+mod files;
+pub mod linux;
+mod remove;
+mod v1;
+mod v2;
 
 /// What went wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
