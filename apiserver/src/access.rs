@@ -19,7 +19,12 @@ pub(crate) fn authorize(
     is_write: bool,
 ) -> Result<(), ApiError> {
     let resource = target.resource;
-    if is_write && resource.writers == Writers::Trusted && !context.trusted {
+    let writable = match resource.writers {
+        Writers::Everyone => true,
+        Writers::Trusted => context.trusted,
+        Writers::Nobody => false,
+    };
+    if is_write && !writable {
         return Err(ApiError::method_not_allowed());
     }
     let verb = verb(method, target.name.is_some(), context.query.flag("watch"));

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
+use crate::pods;
 use crate::registry::{Class, Column, Resource, View, Writers};
 use crate::schema::Schema;
 
@@ -116,7 +117,7 @@ impl Kind {
     }
 }
 
-fn columns(more: &[(&str, &str, &str, i32)]) -> Vec<Column> {
+pub(crate) fn columns(more: &[(&str, &str, &str, i32)]) -> Vec<Column> {
     let mut columns = vec![Column::new("Name", "string", ".metadata.name", 0)];
     columns.extend(more.iter().map(|(name, kind, path, priority)| Column::new(name, kind, path, *priority)));
     columns
@@ -301,8 +302,10 @@ const EVENT_FIELDS: [(&str, &str); 7] = [
 
 /// Turns a stored object into the form of a view.
 pub(crate) fn to_view(resource: &Resource, object: &mut Value) {
-    if resource.view == View::NewEvents {
-        rename(object, "events.k8s.io/v1", EVENT_FIELDS.iter().copied());
+    match resource.view {
+        View::Stored => {}
+        View::NewEvents => rename(object, "events.k8s.io/v1", EVENT_FIELDS.iter().copied()),
+        View::Pods => pods::of_workload(object),
     }
 }
 

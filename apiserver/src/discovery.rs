@@ -129,8 +129,9 @@ fn parts_of(server: &Server, resource: &Resource) -> Vec<(String, Vec<String>)> 
     if resource.has_status {
         parts.push(("status".to_owned(), ["get", "patch", "update"].map(str::to_owned).to_vec()));
     }
+    let original = server.inner.registry.original(resource);
     for (group, plural, part, verbs) in server.subresources.iter().flat_map(|s| s.served()) {
-        if group == resource.group && plural == resource.plural {
+        if group == original.group && plural == original.plural {
             parts.push((part.to_owned(), verbs.iter().map(|v| (*v).to_owned()).collect()));
         }
     }

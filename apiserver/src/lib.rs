@@ -21,6 +21,7 @@ mod jsonpath;
 mod openapi;
 mod patch;
 mod pki;
+mod pods;
 mod protobuf;
 mod registry;
 mod represent;

@@ -7,8 +7,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::core::cel::{CompiledSchema, compile_schema};
 use serde_json::{Value, json};
 
-use crate::core_kinds;
 use crate::schema::Schema;
+use crate::{core_kinds, pods};
 
 /// Who may write objects of a resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(crate) enum Writers {
     Everyone,
     /// Only callers inside this process; for everybody else the objects are read-only.
     Trusted,
+    /// Nobody: the objects are those of another resource.
+    Nobody,
 }
 
 /// Rules that only one built-in kind has.
@@ -43,6 +45,8 @@ pub(crate) enum View {
     Stored,
     /// `events.k8s.io/v1` over stored core `v1` Events.
     NewEvents,
+    /// `v1` Pods over Workloads.
+    Pods,
 }
 
 /// A printer column of the Table representation.
@@ -128,7 +132,7 @@ impl Resource {
     pub(crate) fn verbs(&self) -> &'static [&'static str] {
         match self.writers {
             Writers::Everyone => &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
-            Writers::Trusted => &["get", "list", "watch"],
+            Writers::Trusted | Writers::Nobody => &["get", "list", "watch"],
         }
     }
 }
@@ -184,7 +188,16 @@ impl Registry {
                 registry.add(resource);
             }
         }
+        if let Some(workloads) = registry.find("nodelet.dev", "v1alpha1", "workloads") {
+            let pods = pods::resource(workloads);
+            registry.add(pods);
+        }
         Ok(registry)
+    }
+
+    /// The resource whose objects these are: itself, but Workloads for Pods.
+    pub(crate) fn original<'a>(&'a self, resource: &'a Resource) -> &'a Resource {
+        if resource.view == View::Pods { self.get(resource.table) } else { resource }
     }
 
     fn add(&mut self, mut resource: Resource) {
@@ -192,6 +205,7 @@ impl Registry {
         resource.table = match resource.view {
             View::Stored => resource.id,
             View::NewEvents => self.find("", "v1", "events").map_or(resource.id, |r| r.id),
+            View::Pods => resource.table,
         };
         let path = (resource.group.clone(), resource.version.clone(), resource.plural.clone());
         self.by_path.insert(path, resource.id);

@@ -33,7 +33,7 @@ pub(crate) fn view(resource: &Resource, stored: &Stored) -> Value {
 fn view_bytes(resource: &Resource, stored: &Stored) -> Bytes {
     match resource.view {
         View::Stored => stored.json.clone(),
-        View::NewEvents => Bytes::from(view(resource, stored).to_string()),
+        View::NewEvents | View::Pods => Bytes::from(view(resource, stored).to_string()),
     }
 }
 

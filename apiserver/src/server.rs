@@ -223,9 +223,11 @@ impl Server {
         subresource: String,
     ) -> Result<Response<Body>, ApiError> {
         let resource = target.resource;
+        // Whoever answers for a Workload's log answers for that of the Pod too.
+        let original = self.inner.registry.original(resource);
         let handler = self.subresources.as_ref().ok_or_else(ApiError::no_such_path)?;
         let served = handler.served().iter().any(|(group, plural, part, _)| {
-            *group == resource.group && *plural == resource.plural && *part == subresource
+            *group == original.group && *plural == original.plural && *part == subresource
         });
         let Some(name) = target.name.as_deref().filter(|_| served) else {
             return Err(ApiError::no_such_path());
@@ -238,11 +240,11 @@ impl Server {
         let stored = stored.ok_or_else(|| ApiError::not_found(resource, name))?;
         let query = crate::request::Query::parse(parts.uri.query().unwrap_or_default()).into_pairs();
         let request = SubresourceRequest {
-            group: resource.group.clone(),
-            resource: resource.plural.clone(),
+            group: original.group.clone(),
+            resource: original.plural.clone(),
             namespace,
             name: name.to_owned(),
-            object: represent::view(resource, &stored),
+            object: represent::view(original, &stored),
             subresource,
             query,
             body,

@@ -61,6 +61,7 @@ fn cell(column: &Column, object: &Value, now: Timestamp) -> Value {
                 let size = |v: &Value| v.as_object().map_or(0, serde_json::Map::len);
                 json!(path.split('|').flat_map(|p| jsonpath::find(object, p)).map(size).sum::<usize>())
             }
+            "phase" => first().cloned().unwrap_or_else(|| json!("Pending")),
             "age" => json!(first().and_then(Value::as_str).map_or("<unknown>".into(), |t| age(t, now))),
             "object" => {
                 let about = first().unwrap_or(&Value::Null);
