@@ -3,4 +3,5 @@
 mod archives;
 mod faults;
 mod fixture;
+mod hostile;
 mod pulls;

@@ -144,14 +144,20 @@ async fn passwords_open_a_registry() {
     let dir = tempfile::tempdir().unwrap();
     // user "user" with password "secret", by bcrypt.
     let file = dir.path().join("htpasswd");
-    std::fs::write(&file, "user:$2b$05$GQ4T0QwM6Uo2iZbBbKj4gO0nJ3u4cHkI7rZ6cSRyQqZyLQhkxVQ0m\n").unwrap();
+    std::fs::write(&file, "user:$2b$04$bJaxLoPT7pItm.p43Z29q.rvwnuLVvPthrok6O1kPhJje0cBMAXDq\n").unwrap();
     let registry = Registry::start_with(&format!("auth: {{htpasswd: {{realm: x, path: {}}}}}", file.display())).await;
     let images = images(&node, Options { attempts: 1, ..Options::default() });
     let fetch = from_registry(&registry.name("app:1"));
     let error = images.fetch(&fetch, silent()).await.unwrap_err();
     assert!(matches!(error, Error::Unauthorized { .. }), "{error:?}");
-    let error = images.fetch(&with_password(fetch, "user", "wrong"), silent()).await.unwrap_err();
+    let error = images.fetch(&with_password(fetch.clone(), "user", "wrong"), silent()).await.unwrap_err();
     assert!(matches!(error, Error::Unauthorized { .. }), "{error:?}");
+    registry.push_with("app:1", &[random_layer("a", 1 << 20)], &["--dest-creds=user:secret"]);
+    // At the same time, one with and one without the password: neither decides for the other.
+    let (good, bad) = (with_password(fetch.clone(), "user", "secret"), fetch);
+    let (bad, good) = tokio::join!(images.fetch(&bad, silent()), images.fetch(&good, silent()));
+    good.unwrap();
+    assert!(matches!(bad, Err(Error::Unauthorized { .. })), "{bad:?}");
 }
 
 #[tokio::test]
