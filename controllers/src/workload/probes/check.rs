@@ -87,9 +87,10 @@ async fn http_get(target: &Target, action: &HttpGetAction) -> Result<(), String>
             status => Err(format!("status {status}")),
         }
     };
+    let mut exchange = std::pin::pin!(exchange);
     tokio::select! {
-        // Both are abandoned together when the answer is there.
-        result = exchange => result,
-        result = connection => Err(result.err().map_or_else(|| "connection closed".to_owned(), |e| chain(&e))),
+        // The connection may end as soon as the answer is read, and before we have looked at it.
+        result = &mut exchange => result,
+        _ = connection => exchange.await,
     }
 }
