@@ -223,8 +223,6 @@ async fn resync(ctx: &Context, stop: &CancellationToken) -> bool {
     loop {
         match ctx.containers.resync().await {
             Ok(()) => {
-                let running = i64::try_from(ctx.containers.running()).unwrap_or(i64::MAX);
-                ctx.metrics.containers_running.set(running);
                 ctx.report.set_condition(
                     condition_type::CONTAINERD_READY,
                     true,
@@ -269,8 +267,6 @@ async fn wake_by_uid(ctx: &Context, uid: &str, wake: &mpsc::Sender<ObjectRef<Wor
     if let Some(workload) = ctx.workload_by_uid(uid) {
         let _ = wake.send(ObjectRef::from_obj(&*workload)).await;
     }
-    let running = i64::try_from(ctx.containers.running()).unwrap_or(i64::MAX);
-    ctx.metrics.containers_running.set(running);
 }
 
 /// The slow pass over what no event told: reads all containers again.

@@ -119,6 +119,7 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
         tracing::info!(plan = %serde_json::to_string(&plan).unwrap_or_default(), "workload plan");
     }
     let applied = apply::apply(ctx, object, &desired, &plan).await;
+    ctx.metrics.containers_running.set(i64::try_from(ctx.containers.running()).unwrap_or(i64::MAX));
     // Status is made from what is there now, also when a step failed.
     let after = match plan.steps.is_empty() {
         true => Some(observed.clone()),
