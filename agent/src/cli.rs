@@ -25,7 +25,6 @@ mod version;
 mod wait;
 mod why;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -167,7 +166,7 @@ pub fn main() -> ExitCode {
 /// Whatever the command could not do.
 #[cfg(test)]
 pub(crate) async fn run_with(
-    arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    arguments: impl IntoIterator<Item = impl Into<std::ffi::OsString> + Clone>,
     output: &Output,
 ) -> anyhow::Result<Outcome> {
     let cli = Cli::try_parse_from(arguments)?;

@@ -62,6 +62,6 @@ pub(crate) fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Outcome> {
     overrides.extend(args.overrides()?);
     let path = global.config.as_deref();
     let configuration = config::load(path.unwrap_or(config::DEFAULT_PATH.as_ref()), path.is_some(), &overrides)?;
-    crate::run::run(configuration)?;
-    Ok(Outcome::Done)
+    // What went wrong is in the agent's log, in the format that was asked for.
+    Ok(if crate::run::run(configuration).is_ok() { Outcome::Done } else { Outcome::Failed })
 }

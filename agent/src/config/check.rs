@@ -87,15 +87,6 @@ pub(super) fn check(configuration: &NodeletConfiguration) -> Vec<Finding> {
             found.push(key, format!("{value:?} is not a name of containerd"), expected, "correct the value");
         }
     }
-    if !runtime.oci_runtime.is_empty() {
-        let problem = "choosing the OCI runtime is not supported by this release";
-        found.push(
-            "runtime.ociRuntime",
-            problem,
-            "an empty value",
-            "set the default runtime in containerd's configuration",
-        );
-    }
     if runtime.shim_pool != 0 {
         let problem = "shims shared between workloads are not supported by this release";
         found.push("runtime.shimPool", problem, "0", "remove the key");

@@ -39,7 +39,7 @@ pub fn plan_sync(inventory: &Inventory, scan: &Scan) -> SyncPlan {
     let files = match scan {
         Scan::Unusable { reason } => return keep_all(inventory, reason),
         Scan::Files(files) if files.is_empty() && !inventory.is_empty() => {
-            let reason = "the directory has no manifest file any more; to delete everything that came from it, put a \
+            let reason = "the directory is suddenly empty of manifest files; to delete everything that came from it, put a \
                           file with a comment there";
             return keep_all(inventory, reason);
         }
