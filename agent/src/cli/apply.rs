@@ -62,6 +62,7 @@ pub(crate) async fn apply(args: &ApplyArgs, session: &Session) -> anyhow::Result
             Err(error) => faults.extend(target.object.refusal(&error)),
         }
     }
+    faults.sort_by(|a, b| (&a.file, a.at).cmp(&(&b.file, b.at)));
     let told: Vec<Value> = faults
         .iter()
         .map(|fault| {

@@ -22,6 +22,9 @@ pub(crate) async fn describe(args: &DescribeArgs, session: &Session) -> anyhow::
         let items = list["items"].as_array().into_iter().flatten();
         named = items.filter_map(|item| Some((kind, item["metadata"]["name"].as_str()?.to_owned()))).collect();
     }
+    if named.is_empty() {
+        session.output.note(&format!("nothing found in namespace {}", session.namespace));
+    }
     for (i, (kind, name)) in named.iter().enumerate() {
         let object = get::presentable(session.object(kind, name).await?);
         let events = events::about(session, &object).await.unwrap_or_default();

@@ -1,8 +1,194 @@
+//! The command line against the real API server, through a unix socket, as users have it.
+
+use std::path::{Path, PathBuf};
+
 use clap::CommandFactory;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
+
+struct Bench {
+    directory: TempDir,
+    shutdown: CancellationToken,
+    server: Option<tokio::task::JoinHandle<()>>,
+    output: Output,
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let options = nodelet_apiserver::Options { store: directory.path().join("store.db"), ..Default::default() };
+        let server = nodelet_apiserver::Server::open(options, nodelet_crds::crds()).expect("opens");
+        let shutdown = CancellationToken::new();
+        let (socket, token) = (directory.path().join("api.sock"), shutdown.clone());
+        let task = {
+            let socket = socket.clone();
+            tokio::spawn(async move { server.serve_unix(&socket, token).await.expect("serves") })
+        };
+        while !socket.exists() {
+            tokio::task::yield_now().await;
+        }
+        Self { directory, shutdown, server: Some(task), output: Output::buffer() }
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("has a parent")).expect("makes the directory");
+        std::fs::write(&path, text).expect("writes");
+        path
+    }
+
+    /// What a command printed and how it ended, with this directory's name replaced.
+    async fn run(&self, words: &[&str]) -> String {
+        let server = format!("--server={}", self.directory.path().join("api.sock").display());
+        let arguments = ["nodelet", server.as_str()].into_iter().chain(words.iter().copied());
+        let end = match run_with(arguments, &self.output).await {
+            Ok(Outcome::Done) => String::new(),
+            Ok(Outcome::Failed) => "[exit 1]\n".to_owned(),
+            Err(error) => {
+                format!("error: {}\n[exit {}]\n", chain(error.as_ref()), if error.is::<Usage>() { 2 } else { 1 })
+            }
+        };
+        (self.output.take() + &end).replace(&self.directory.path().display().to_string(), "DIR")
+    }
+
+    async fn apply(&self, path: &Path) -> String {
+        self.run(&["apply", "-f", path.to_str().expect("text")]).await
+    }
+
+    async fn stop(mut self) {
+        self.shutdown.cancel();
+        self.server.take().expect("runs").await.expect("no panic");
+    }
+}
+
+const SHOP: &str = "\
+apiVersion: nodelet.dev/v1alpha1
+kind: Workload
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec:
+  containers:
+  - {name: web, image: registry.example/web:1}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: web, namespace: shop}
+data: {colour: red}
+";
 
 #[test]
 fn the_definition_is_consistent() {
     Cli::command().debug_assert();
+}
+
+#[test]
+fn wrong_words_are_usage_errors() {
+    for words in [
+        &["nodelet"][..],
+        &["nodelet", "fly"],
+        &["nodelet", "get"],
+        &["nodelet", "apply"],
+        &["nodelet", "logs", "w", "--since", "soon"],
+    ] {
+        let error = Cli::try_parse_from(words).expect_err("refused");
+        assert_eq!(error.exit_code(), 2, "{words:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_day_with_the_command_line() {
+    let bench = Bench::start().await;
+    let shop = bench.file("shop/all.yaml", SHOP);
+    let mut said = String::new();
+    let mut run = async |words: &[&str]| {
+        let printed = bench.run(words).await;
+        said.push_str(&format!("$ nodelet {}\n{printed}\n", words.join(" ")));
+    };
+    let path = shop.to_str().expect("text").to_owned();
+    run(&["apply", "-f", &path]).await;
+    run(&["apply", "-f", &path]).await;
+    bench.file("shop/all.yaml", &SHOP.replace("red", "green"));
+    run(&["diff", "-f", &path]).await;
+    run(&["apply", "-f", &path]).await;
+    run(&["get", "wl,cm", "-n", "shop", "-o", "name"]).await;
+    run(&["get", "workload/web", "-n", "shop", "-o", "name"]).await;
+    run(&["get", "wl"]).await;
+    run(&["get", "wl", "nothing"]).await;
+    run(&["get", "worklods"]).await;
+    run(&["stop", "web", "-n", "shop"]).await;
+    run(&["why", "wl", "web", "-n", "shop"]).await;
+    run(&["describe", "wl"]).await;
+    run(&["events"]).await;
+    run(&["images"]).await;
+    run(&["delete", "wl"]).await;
+    run(&["delete", "wl", "nothing"]).await;
+    run(&["delete", "-f", &path]).await;
+    run(&["delete", "-f", &path]).await;
+    bench.stop().await;
+    let said = said.replace(&path, "shop.yaml").replace("DIR/shop/all.yaml", "shop.yaml");
+    insta::with_settings!({filters => vec![(r"\d+s", "<age>"), (r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "<time>"), (r"[0-9a-f]{8}-[0-9a-f-]{27}", "<uid>")]}, {
+        insta::assert_snapshot!(said);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn faults_have_lines_and_good_objects_are_applied() {
+    let bench = Bench::start().await;
+    let text = "\
+# A workload with a misspelt field, one of a wrong type, an unknown kind, a nameless one, and a good one.
+apiVersion: nodelet.dev/v1alpha1
+kind: Workload
+metadata: {name: misspelt}
+spec:
+  containers:
+  - name: web
+    image: x
+    comand: [y]
+---
+apiVersion: nodelet.dev/v1alpha1
+kind: Workload
+metadata: {name: typed}
+spec:
+  terminationGracePeriodSeconds: soon
+  containers: [{name: web, image: x}]
+---
+apiVersion: nodelet.dev/v1alpha1
+kind: Workloaf
+metadata: {name: bread}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: good}
+";
+    let file = bench.file("bad.yaml", text);
+    insta::assert_snapshot!(bench.apply(&file).await);
+    let broken = bench.file("broken.yaml", "a: [1\nb: 2\n");
+    insta::assert_snapshot!("broken", bench.apply(&broken).await);
+    let json: serde_json::Value = serde_json::from_str(
+        bench.run(&["apply", "-o", "json", "-f", file.to_str().expect("text")]).await.trim_end_matches("[exit 1]\n"),
+    )
+    .expect("JSON");
+    assert_eq!(json["objects"][0]["action"], "unchanged");
+    assert_eq!(json["faults"].as_array().map(Vec::len), Some(4), "{json}");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn no_agent_is_told_as_such() {
+    let printed = run_with(["nodelet", "--server=/nonexistent/api.sock", "get", "wl"], &Output::buffer()).await;
+    let error = printed.expect_err("nobody listens");
+    assert_eq!(
+        chain(error.as_ref()),
+        "no API at unix:///nonexistent/api.sock; is the agent running (`nodelet run`, `systemctl status nodelet`)?: \
+         No such file or directory (os error 2)"
+    );
 }
