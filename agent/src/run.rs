@@ -132,9 +132,9 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
         validators: validate::validators(),
         ..Default::default()
     };
-    let server = Server::open(options, nodelet_crds::crds())
-        .map_err(Error::Store)?
-        .with_subresources(NodeApi::new(&configuration.data_dir));
+    let node_api = NodeApi::new(&configuration.data_dir);
+    let server = Server::open(options, nodelet_crds::crds()).map_err(Error::Store)?.with_subresources(node_api.clone());
+    node_api.follow_with(server.client("default"));
 
     // What serves goes last, so it has a token of its own.
     let mut serving = Tasks::new();
@@ -156,7 +156,7 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
         serving.spawn("the managed containerd", async move { managed.run(token).await });
     }
     let logger = logger::install(&configuration.data_dir)?;
-    let drivers = drivers::assemble(&configuration, logger);
+    let drivers = drivers::assemble(&configuration, logger)?;
 
     let mut working = Tasks::new();
     let settings = nodelet_controllers::Settings {
@@ -170,13 +170,10 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
     let client = server.client("default");
     let token = working.token();
     let metrics = registry.clone();
-    match drivers {
-        Ok(drivers) => working.spawn("the reconcilers", {
-            let client = client.clone();
-            async move { nodelet_controllers::run(client, drivers, settings, &metrics, token).await }
-        }),
-        Err(error) => tracing::error!(%error, "no reconcilers run"),
-    }
+    working.spawn("the reconcilers", {
+        let client = client.clone();
+        async move { nodelet_controllers::run(client, drivers, settings, &metrics, token).await }
+    });
     let source_metrics = SourceMetrics::register(&registry)?;
     let mut reports = Vec::new();
     for source in &configuration.sources {

@@ -1,20 +1,74 @@
 //! The real drivers, as the configuration says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nodelet_controllers::Drivers;
+use nodelet_drivers::cgroups::linux::LinuxCgroups;
+use nodelet_drivers::containerd::Containerd;
+use nodelet_drivers::ids::{CgroupPath, InvalidId};
+use nodelet_drivers::images::ContainerdImages;
+use nodelet_drivers::network::LinuxNetworks;
+use nodelet_drivers::runtime::ContainerdRuntime;
+use nodelet_drivers::sandbox::linux::LinuxSandboxes;
+use nodelet_drivers::volumes::linux::LinuxVolumes;
+use nodelet_drivers::{images, network, runtime};
 
 use crate::config::NodeletConfiguration;
+
+/// Where the kernel's cgroups are.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// A driver cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// temp
-    #[error("not wired")]
-    NotWired,
+    /// The connection to containerd.
+    #[error("preparing the connection to containerd")]
+    Containerd(#[source] runtime::Error),
+    /// Networks.
+    #[error("preparing networks; run `nodelet doctor`")]
+    Networks(#[source] network::Error),
+    /// Sandboxes or volumes.
+    #[error("preparing {what}")]
+    Directory {
+        /// What for.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The parent cgroup has no usable name.
+    #[error("runtime.cgroupParent")]
+    CgroupParent(#[source] InvalidId),
 }
 
-/// Makes them; nothing is connected or changed yet.
-pub(super) fn assemble(_configuration: &NodeletConfiguration, _logger: PathBuf) -> Result<Drivers, Error> {
-    Err(Error::NotWired)
+/// Makes them; containerd need not run yet.
+pub(super) fn assemble(configuration: &NodeletConfiguration, logger: PathBuf) -> Result<Drivers, Error> {
+    let NodeletConfiguration { data_dir, run_dir, runtime, images, .. } = configuration;
+    let containerd =
+        Containerd::new(&runtime.address, &runtime.namespace, &runtime.snapshotter).map_err(Error::Containerd)?;
+    let runtime_options = runtime::Options {
+        logger,
+        oci_runtime: Some(runtime.oci_runtime.clone()).filter(|name| !name.is_empty()),
+        handler: runtime.handler.clone(),
+        cgroup_root: CGROUPS.into(),
+        run_dir: run_dir.clone(),
+        ..Default::default()
+    };
+    let images_options = images::Options {
+        parallel_pulls: usize::try_from(images.parallel_pulls).unwrap_or(usize::MAX),
+        parallel_layers: usize::try_from(images.parallel_layers).unwrap_or(usize::MAX),
+        registries_dir: Some(images.registries_dir.clone()).filter(|directory| directory != Path::new("")),
+        ..Default::default()
+    };
+    let parent = CgroupPath::new(&runtime.cgroup_parent).map_err(Error::CgroupParent)?;
+    let directory = |what| move |source| Error::Directory { what, source };
+    Ok(Drivers {
+        runtime: Arc::new(ContainerdRuntime::new(containerd.clone(), runtime_options)),
+        images: Arc::new(ContainerdImages::new(containerd, images_options)),
+        sandboxes: Arc::new(LinuxSandboxes::new(run_dir).map_err(directory("sandboxes"))?),
+        networks: Arc::new(LinuxNetworks::new(run_dir).map_err(Error::Networks)?),
+        volumes: Arc::new(LinuxVolumes::new(data_dir, run_dir).map_err(directory("volumes"))?),
+        cgroups: Arc::new(LinuxCgroups::new(CGROUPS, parent)),
+    })
 }

@@ -1,0 +1,119 @@
+use std::io::Write;
+
+use futures::StreamExt;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+
+fn line(number: u32, tag: &str, message: &str) -> String {
+    format!("2026-01-01T00:00:{number:02}.000000000Z stdout {tag} {message}\n")
+}
+
+fn write(directory: &TempDir, name: &str, text: &str) {
+    let mut file =
+        std::fs::OpenOptions::new().create(true).append(true).open(directory.path().join(name)).expect("opens");
+    file.write_all(text.as_bytes()).expect("writes");
+}
+
+fn options(pairs: &[(&str, &str)]) -> LogOptions {
+    let pairs: Vec<(String, String)> = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    LogOptions::parse(&pairs).expect("valid")
+}
+
+fn read(directory: &TempDir, attempt: u64, pairs: &[(&str, &str)]) -> String {
+    let mut reader = Reader::new(directory.path().to_owned(), attempt, &options(pairs));
+    let mut all = Vec::new();
+    while let Some(chunk) = reader.next().expect("reads") {
+        all.extend(chunk);
+    }
+    String::from_utf8(all).expect("text")
+}
+
+#[test]
+fn files_are_read_from_the_oldest_on_and_lines_are_joined() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    write(&directory, "0.log.2", &line(1, "F", "one"));
+    write(&directory, "0.log.1", &(line(2, "F", "two") + &line(3, "P", "thr")));
+    write(&directory, "0.log", &(line(3, "F", "ee") + &line(4, "F", "four")));
+    assert_eq!(read(&directory, 0, &[]), "one\ntwo\nthree\nfour\n");
+    assert_eq!(read(&directory, 0, &[("tailLines", "1")]), "four\n");
+    assert_eq!(read(&directory, 0, &[("tailLines", "0")]), "");
+    assert_eq!(read(&directory, 0, &[("tailLines", "99")]), "one\ntwo\nthree\nfour\n");
+    assert_eq!(read(&directory, 0, &[("sinceTime", "2026-01-01T00:00:03Z")]), "three\nfour\n");
+    assert_eq!(
+        read(&directory, 0, &[("timestamps", "true"), ("tailLines", "1")]),
+        "2026-01-01T00:00:04.000000000Z four\n"
+    );
+    assert_eq!(attempts(directory.path()), [0]);
+}
+
+#[test]
+fn containers_are_named_or_the_first() {
+    let object = json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}], "initContainers": [{"name": "i"}]}});
+    assert_eq!(container(&object, None), Ok("a".to_owned()));
+    assert_eq!(container(&object, Some("i")), Ok("i".to_owned()));
+    assert_eq!(
+        container(&object, Some("x")),
+        Err(Refused("the workload has no container \"x\"; it has a, b, i".to_owned()))
+    );
+    assert!(LogOptions::parse(&[("tailLines".to_owned(), "-1".to_owned())]).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_loses_nothing_over_rotations_and_restarts() {
+    const LINES: u32 = 3000;
+    let directory = tempfile::tempdir().expect("temporary directory");
+    write(&directory, "0.log", &line(0, "F", "0"));
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let object = json!({"spec": {"containers": [{"name": "a"}]}});
+    let body = open(directory.path().to_owned(), "a", &object, options(&[("follow", "true")]), async {
+        let _ = ended.await;
+    });
+    let mut body = body.expect("there is a log").into_data_stream();
+    let reader = tokio::spawn(async move {
+        let mut all = Vec::new();
+        while let Some(chunk) = body.next().await {
+            all.extend(chunk.expect("goes on"));
+        }
+        String::from_utf8(all).expect("text")
+    });
+    let path = directory.path().to_owned();
+    tokio::task::spawn_blocking(move || {
+        let mut attempt = 0;
+        let mut file = std::fs::OpenOptions::new().append(true).open(path.join("0.log")).expect("opens");
+        for number in 1..LINES {
+            let name = format!("{attempt}.log");
+            file.write_all(line(0, "F", &number.to_string()).as_bytes()).expect("writes");
+            if number % 1000 == 0 {
+                // A successor: another file from then on.
+                std::thread::sleep(Duration::from_millis(50));
+                attempt += 1;
+                file = File::create(path.join(format!("{attempt}.log"))).expect("creates");
+            } else if number % 50 == 0 {
+                for old in (1..4).rev() {
+                    let _ =
+                        std::fs::rename(path.join(format!("{name}.{old}")), path.join(format!("{name}.{}", old + 1)));
+                }
+                std::fs::rename(path.join(&name), path.join(format!("{name}.1"))).expect("renames");
+                file = File::create(path.join(&name)).expect("creates");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    })
+    .await
+    .expect("no panic");
+    end.send(()).expect("is followed");
+    let all = reader.await.expect("no panic");
+    let numbers: Vec<u32> = all.lines().map(|line| line.parse().expect("a number")).collect();
+    assert_eq!(numbers, (0..LINES).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn no_log_yet_says_what_the_container_waits_for() {
+    let object = json!({"status": {"containerStatuses": [
+        {"name": "a", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such tag"}}},
+    ]}});
+    let refused = open("/nonexistent".into(), "a", &object, options(&[]), std::future::pending()).map(drop);
+    assert_eq!(refused, Err(Refused("container \"a\": no log yet; it waits: ImagePullBackOff no such tag".to_owned())));
+}
