@@ -4,6 +4,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime as Handler;
 use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
@@ -24,6 +25,9 @@ use crate::containerd::{is_already_exists, is_not_found};
 /// Label on the snapshots that we make, so that a sweep knows them.
 pub(super) const SNAPSHOT_LABEL: &str = "nodelet.dev/container";
 const DEFAULT_STOP_SIGNAL: &str = "SIGTERM";
+/// How long containerd may need to clear away the task of a dead shim, and how often to look.
+const REMNANT_GOES_WITHIN: Duration = Duration::from_secs(10);
+const REMNANT_PAUSE: Duration = Duration::from_millis(20);
 
 /// See [`super::Runtime::create`].
 pub(super) async fn create(shared: &Shared, spec: ContainerSpec) -> Result<(), Error> {
@@ -241,7 +245,7 @@ fn escape(bytes: &[u8], is_path: bool) -> String {
 /// Never to be cancelled: a client that goes away in the middle of it leaves a shim that nobody ends.
 async fn create_task(shared: &Shared, spec: &ContainerSpec, rootfs: Vec<Mount>, log: String) -> Result<(), Error> {
     let containerd = &shared.containerd;
-    let request = containerd.request(CreateTaskRequest {
+    let message = CreateTaskRequest {
         container_id: spec.id.to_string(),
         rootfs,
         stdout: log.clone(),
@@ -249,15 +253,26 @@ async fn create_task(shared: &Shared, spec: &ContainerSpec, rootfs: Vec<Mount>, 
         stderr: if spec.tty { String::new() } else { log },
         terminal: spec.tty,
         ..Default::default()
-    });
-    match containerd.tasks().create(request).await {
-        Ok(answer) => {
-            shared.exits.forget(&spec.id);
-            shared.exits.watch(&shared.node, &spec.id, answer.into_inner().pid, &spec.cgroup);
-            Ok(())
+    };
+    let deadline = tokio::time::Instant::now() + REMNANT_GOES_WITHIN;
+    loop {
+        match containerd.tasks().create(containerd.request(message.clone())).await {
+            Ok(answer) => {
+                shared.exits.forget(&spec.id);
+                shared.exits.watch(&shared.node, &spec.id, answer.into_inner().pid, &spec.cgroup);
+                return Ok(());
+            }
+            // The record is new, so this is what is left of an earlier one whose shim died: containerd denies it
+            // already and still clears it away.
+            Err(status) if is_already_exists(&status) && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(REMNANT_PAUSE).await;
+            }
+            Err(status) => {
+                return Err(bad_command(&status).unwrap_or_else(|| {
+                    containerd.error(format!("creating the task of container {}", spec.id), status)
+                }));
+            }
         }
-        Err(status) => Err(bad_command(&status)
-            .unwrap_or_else(|| containerd.error(format!("creating the task of container {}", spec.id), status))),
     }
 }
 

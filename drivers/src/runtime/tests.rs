@@ -295,6 +295,66 @@ async fn what_crashes_leave_is_swept() {
     node.runtime.remove(&kept.id).await.unwrap();
 }
 
+/// Pid of the parent of a container's first process: its shim.
+fn shim_of(pid: u32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_dead_shim_takes_its_sandbox_and_nothing_else() {
+    let node = node().await;
+    let mut events = node.runtime.events();
+    assert_eq!(next(&mut events).await, RuntimeEvent::Resync);
+    let (a, b) = (node.fixture.spec("a", "sleep 1000"), node.fixture.spec("b", "sleep 1000"));
+    let mut other = node.fixture.spec("other", "sleep 1000");
+    other.sandbox = "other".parse().unwrap();
+    let pid = node.run(&a).await;
+    node.run(&b).await;
+    let other_pid = node.run(&other).await;
+    let shim = rustix::process::Pid::from_raw(shim_of(pid)).unwrap();
+    rustix::process::kill_process(shim, rustix::process::Signal::KILL).unwrap();
+    for spec in [&a, &b] {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let state = get(&node.runtime, &spec.id).await.state;
+            if matches!(state, TaskState::Exited(_) | TaskState::Absent) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{state:?}");
+            let _ = tokio::time::timeout(Duration::from_millis(100), events.recv()).await;
+        }
+        node.runtime.remove(&spec.id).await.unwrap();
+    }
+    assert_eq!(get(&node.runtime, &other.id).await.state, TaskState::Running { pid: other_pid });
+    // The sandbox gets a new shim.
+    for spec in [&a, &b] {
+        node.run(spec).await;
+    }
+    assert_eq!(shims(&node.containerd.namespace()), 2);
+    for spec in [&a, &b, &other] {
+        node.runtime.remove(&spec.id).await.unwrap();
+    }
+    assert_eq!(node.runtime.sweep().await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn successors_follow_at_once() {
+    let node = node().await;
+    let mut events = node.runtime.events();
+    assert_eq!(next(&mut events).await, RuntimeEvent::Resync);
+    // Its shim ends with each of them, while the next one is being made.
+    for attempt in 0..10 {
+        let spec = node.fixture.spec(&format!("alone-{attempt}"), "sleep 1000");
+        node.run(&spec).await;
+        node.runtime.kill(&spec.id, "KILL", false).await.unwrap();
+        wait_for(&mut events, &spec.id, "exit").await;
+        assert_eq!(exit(&get(&node.runtime, &spec.id).await).code, 137);
+        node.runtime.remove(&spec.id).await.unwrap();
+    }
+    assert!(node.runtime.list().await.unwrap().is_empty());
+}
+
 #[tokio::test]
 async fn output_goes_to_the_logger() {
     use std::os::unix::fs::PermissionsExt as _;
