@@ -234,8 +234,9 @@ fn foreground(inner: &Inner, table: usize, owner: &Stored) {
             delete(inner, table, &key, Some(FOREGROUND));
         }
     }
+    let left = inner.store.read().dependents(&owner.uid);
     let waits = blocked
-        && inner.store.read().dependents(&owner.uid).iter().any(|(table, key)| {
+        && left.iter().any(|(table, key)| {
             inner.store.get(*table, key).is_some_and(|dependent| {
                 dependent.value()["metadata"]["ownerReferences"]
                     .as_array()

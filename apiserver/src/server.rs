@@ -274,7 +274,9 @@ impl Inner {
             return Ok(());
         };
         let wanted: Vec<Value> = definitions.iter().map(served_definition).collect();
-        for stored in self.store.read().list(crds.table, None) {
+        // In a statement of its own: the lock must not be held while writing.
+        let known = self.store.read().list(crds.table, None);
+        for stored in known {
             if !wanted.iter().any(|w| w["metadata"]["name"] == *stored.key.name) {
                 let write = Write {
                     table: crds.table,

@@ -169,7 +169,7 @@ fn holds(wanted: &Value, found: &Value) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(common::cases(48))]
 
     /// Forced applies of two managers in any order: what was applied last holds, applying it again changes nothing,
     /// and a manager alone gets exactly what it says.

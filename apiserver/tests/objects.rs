@@ -257,3 +257,26 @@ async fn everything_survives_reopening() {
     let rv = |v: &Value| v["metadata"]["resourceVersion"].as_str().unwrap().parse::<u64>().unwrap();
     assert!(rv(&made) > rv(&before));
 }
+
+#[tokio::test]
+async fn a_definition_that_goes_keeps_its_objects_for_when_it_comes_back() {
+    let api = Fixture::new();
+    let (_, made) = api.post(WIDGETS, widget("a")).await;
+    let Fixture { server, dir } = api;
+    drop(server);
+    let open = |definitions: Vec<_>| loop {
+        let options = nodelet_apiserver::Options { store: dir.path().join("store.db"), ..Default::default() };
+        match nodelet_apiserver::Server::open(options, definitions.clone()) {
+            Err(nodelet_apiserver::OpenError::InUse { .. }) => std::thread::yield_now(),
+            opened => break opened.unwrap(),
+        }
+    };
+    let api = Fixture { server: open(vec![]), dir: dir.clone() };
+    assert_eq!(api.get(&format!("{WIDGETS}/a")).await.0, 404);
+    let crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    assert_eq!(api.get(crds).await.1["items"], json!([]));
+    drop(api);
+    let api = Fixture { server: open(vec![common::definition()]), dir: dir.clone() };
+    assert_eq!(api.get(&format!("{WIDGETS}/a")).await.1, made);
+    assert_eq!(api.get(crds).await.1["items"].as_array().unwrap().len(), 1);
+}

@@ -277,7 +277,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+    #![proptest_config(common::cases(32))]
 
     /// Whoever lists at some point and follows from there has in the end what a list shows, with and without a
     /// selector; and a list at an old version shows what was there then.

@@ -148,3 +148,10 @@ pub fn trusted(mut request: Request<Body>) -> Request<Body> {
     request.extensions_mut().insert(Trusted);
     request
 }
+
+/// Properties are tried this often; a case that fails is kept beside the test.
+pub fn cases(cases: u32) -> proptest::test_runner::Config {
+    use proptest::test_runner::{Config, FileFailurePersistence};
+    let kept = FileFailurePersistence::WithSource("regressions");
+    Config { cases, failure_persistence: Some(Box::new(kept)), ..Config::default() }
+}
