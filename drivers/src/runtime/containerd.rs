@@ -2,7 +2,7 @@
 //! file of its own beside this one; the sequences and their reasons are in `docs/decisions/0004-containerd.md`.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::cgroups::Limits;
 use crate::containerd::Containerd;
-use crate::ids::ContainerId;
+use crate::ids::{CgroupPath, ContainerId};
 
 /// How containers are run.
 #[derive(Debug, Clone)]
@@ -76,7 +76,31 @@ pub(super) struct Shared {
     pub(super) oci_runtime: tokio::sync::OnceCell<String>,
     /// Creations are CPU-bound; more at a time than this only makes each of them late.
     pub(super) creating: Semaphore,
+    /// See [`Shared::watch`].
+    sees_processes: tokio::sync::OnceCell<bool>,
     tasks: TaskTracker,
+}
+
+impl Shared {
+    /// Watches the first process of a container by its pid, if pids mean the same to us and to containerd. An agent
+    /// in a container without the node's pid namespace must not: its pids are other processes. It has the events of
+    /// containerd instead.
+    pub(super) async fn watch(&self, id: &ContainerId, pid: u32, cgroup: &CgroupPath) {
+        let sees = self.sees_processes.get_or_try_init(|| sees_process_of(self.containerd.address())).await;
+        if matches!(sees, Ok(true)) {
+            self.exits.watch(&self.node, id, pid, cgroup);
+        }
+    }
+}
+
+/// Whether the process behind a socket is one of our pid namespace: else the kernel gives no pid for it.
+async fn sees_process_of(socket: &Path) -> std::io::Result<bool> {
+    let peer = tokio::net::UnixStream::connect(socket).await?.peer_cred()?.pid();
+    let sees = peer.is_some_and(|pid| pid > 0);
+    if !sees {
+        tracing::warn!("containerd runs in another pid namespace; exits are noticed later. Share the node's (hostPID)");
+    }
+    Ok(sees)
 }
 
 impl ContainerdRuntime {
@@ -94,6 +118,7 @@ impl ContainerdRuntime {
                 known: Known::default(),
                 oci_runtime: tokio::sync::OnceCell::new(),
                 creating: Semaphore::new(cpus * 2),
+                sees_processes: tokio::sync::OnceCell::new(),
                 tasks: TaskTracker::new(),
             }),
         }

@@ -259,7 +259,7 @@ async fn create_task(shared: &Shared, spec: &ContainerSpec, rootfs: Vec<Mount>, 
         match containerd.tasks().create(containerd.request(message.clone())).await {
             Ok(answer) => {
                 shared.exits.forget(&spec.id);
-                shared.exits.watch(&shared.node, &spec.id, answer.into_inner().pid, &spec.cgroup);
+                shared.watch(&spec.id, answer.into_inner().pid, &spec.cgroup).await;
                 return Ok(());
             }
             // The record is new, so this is what is left of an earlier one whose shim died: containerd denies it

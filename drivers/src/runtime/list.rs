@@ -158,7 +158,7 @@ async fn state(shared: &Shared, id: &ContainerId, journal: &Journal, task: Proce
         return Ok(TaskState::Exited(Exit { code: task.exit_status, at, oom_killed }));
     }
     if status != TaskStatus::Unknown {
-        shared.exits.watch(&shared.node, id, pid, &journal.spec.cgroup);
+        shared.watch(id, pid, &journal.spec.cgroup).await;
         if let Some(ended) = shared.exits.ended(id, Some(pid)) {
             return settle(shared, id, journal, ended).await;
         }
