@@ -14,6 +14,7 @@ use std::fs::{DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use rustix::io::Errno;
@@ -34,6 +35,8 @@ use crate::sandbox::sandbox_dir;
 pub struct LinuxVolumes {
     data_dir: PathBuf,
     run_dir: PathBuf,
+    /// Held while the directory of what is on its way out appears, is moved into, and disappears.
+    leaving: Arc<Mutex<()>>,
 }
 
 impl LinuxVolumes {
@@ -47,7 +50,11 @@ impl LinuxVolumes {
             DirBuilder::new().recursive(true).mode(mode).create(&dir)?;
         }
         // As the mount table has them.
-        let this = Self { data_dir: data_dir.canonicalize()?, run_dir: run_dir.canonicalize()? };
+        let this = Self {
+            data_dir: data_dir.canonicalize()?,
+            run_dir: run_dir.canonicalize()?,
+            leaving: Arc::default(),
+        };
         mounts::remove_tree(&this.removed_dir())?;
         Ok(this)
     }
@@ -177,13 +184,21 @@ impl LinuxVolumes {
     fn delete(&self, dir: &Path) -> io::Result<()> {
         mounts::unmount_all(dir)?;
         let removed = self.removed_dir();
-        DirBuilder::new().recursive(true).mode(0o700).create(&removed)?;
         let away = removed.join(uuid::Uuid::new_v4().to_string());
-        match std::fs::rename(dir, &away) {
+        let moved = {
+            let _held = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+            DirBuilder::new().recursive(true).mode(0o700).create(&removed)?;
+            std::fs::rename(dir, &away)
+        };
+        let result = match moved {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
             Ok(()) => mounts::remove_tree(&away),
-        }
+        };
+        let _held = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        // Stays while something else is on its way out.
+        let _ = std::fs::remove_dir(&removed);
+        result
     }
 
     fn usage_now(&self, spec: &VolumeSpec) -> Result<Usage, Error> {
