@@ -49,7 +49,8 @@ impl Node {
         for directory in ["sandboxes", "network"] {
             add("file", &names(&self.namespaces.path(RUN).join(directory)));
         }
-        for directory in ["volumes", "ephemeral"] {
+        // A deleted volume is moved to `.removed` at once and emptied from there; what stays in it has leaked.
+        for directory in ["volumes", "volumes/.removed", "ephemeral"] {
             add("file", &names(&self.namespaces.path(DATA).join(directory)));
         }
         for cgroup in self.cgroups.below()? {
@@ -73,6 +74,7 @@ impl Node {
 fn names(directory: &Path) -> String {
     let Ok(entries) = fs::read_dir(directory) else { return String::new() };
     let names = entries.filter_map(|entry| Some(entry.ok()?.path().display().to_string()));
+    let names = names.filter(|name| !name.ends_with("/.removed"));
     // The path goes through /proc and holds a PID; what is below /run says enough.
     names.map(|name| name.split_once("/root").map_or(name.clone(), |(_, inside)| inside.to_owned()) + "\n").collect()
 }
