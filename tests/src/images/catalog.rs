@@ -83,11 +83,13 @@ fn write_all(built: &Built) -> Result<()> {
     store::oci_layout(&built.oci_layout, ARCHIVED, &base)
 }
 
-/// The agent as an image: the two programs, what they link to, and nothing else.
+/// The agent as an image: the two programs, what they link to, certificate authorities, and nothing else.
 pub fn agent(nodelet: &Path, logger: &Path) -> Result<Image> {
     let mut layer = skeleton()?;
     layer.program(nodelet, Path::new("/usr/bin/nodelet"))?;
     layer.program(logger, Path::new("/usr/bin/nodelet-logger"))?;
+    // Registries are checked against these.
+    layer.copy(Path::new("/etc/ssl/certs/ca-certificates.crt"))?;
     let config = json!({"Entrypoint": ["/usr/bin/nodelet"], "Cmd": ["run"], "Env": ["PATH=/usr/bin:/usr/sbin"]});
     Image::on(&Image { layers: Vec::new(), config: json!({}) }, layer, config)
 }
