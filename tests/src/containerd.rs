@@ -72,11 +72,6 @@ impl Containerd {
         self.programs.join("ctr")
     }
 
-    /// Its PID inside the node.
-    pub fn pid(&self) -> u32 {
-        self.daemon.pid
-    }
-
     /// `kill -9`: shims, containers and loggers are not asked.
     pub fn kill(mut self, node: &Namespaces) -> Result<()> {
         node.signal(self.daemon.pid, "KILL")?;

@@ -4,8 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use nodelet_tests::containerd::{Release, SOCKET};
-use nodelet_tests::node::{Node, PATIENCE, api};
-use nodelet_tests::wait::until;
+use nodelet_tests::node::{Node, api};
 
 nodelet_tests::on_containerd!(health_and_metrics_are_served, an_orderly_stop_leaves_workloads_alone);
 
@@ -26,19 +25,13 @@ fn health_and_metrics_are_served(node: &mut Node) -> Result<()> {
     let metrics = node.fetch("http://127.0.0.1:9440/metrics")?;
     let ours = metrics.lines().filter(|line| line.starts_with("nodelet_")).count();
     ensure!(ours >= 5, "{metrics}");
-    // Without containerd the agent lives, and says that it cannot work.
-    let until_connected = |wanted: &str| {
-        until(PATIENCE, &format!("ContainerdReady: {wanted}"), || {
-            let state = node.get("/apis/nodelet.dev/v1alpha1/nodestates/test")?.context("a NodeState")?;
-            let condition = api::condition(&state, "ContainerdReady");
-            Ok(condition.is_some_and(|condition| condition["status"] == wanted).then_some(()))
-        })
-    };
-    until_connected("True")?;
-    let containerd = node.containerd.as_ref().context("containerd runs")?;
-    node.namespaces.signal(containerd.pid(), "KILL")?;
-    until_connected("False")?;
-    node.fetch("http://127.0.0.1:9440/healthz").map(drop)
+    // Without containerd the agent lives, and works on when it is back.
+    node.kill_containerd()?;
+    node.fetch("http://127.0.0.1:9440/healthz")?;
+    node.nodelet(&["get", "workloads"])?;
+    node.start_containerd()?;
+    node.nodelet(&["delete", "workload", "sleeper"])?;
+    node.until_gone("workloads", "sleeper")
 }
 
 fn an_orderly_stop_leaves_workloads_alone(node: &mut Node) -> Result<()> {
