@@ -52,7 +52,7 @@ async fn some(args: &GetArgs, session: &Session, named: &[(&Kind, String)]) -> a
             objects.push(presentable(session.object(kind, name).await?));
         } else if args.watch {
             let query = [("fieldSelector", format!("metadata.name={name}"))];
-            show(args, session, kind, namespace, &query, false, true).await?;
+            show(args, session, Place { kind, namespace, with_kind: false, apart: false }, &query).await?;
         } else {
             match session.client.table(&kind.path(namespace, Some(name)), &[]).await {
                 Ok(rows) => print(args, session, kind, &rows, named.len() > 1, i == 0 && !args.no_headers)?,
@@ -87,11 +87,9 @@ async fn all(args: &GetArgs, session: &Session, kinds: &[&Kind]) -> anyhow::Resu
             let mut list = session.client.list(kind, namespace, &query).await?;
             objects.extend(list["items"].as_array_mut().map(std::mem::take).into_iter().flatten().map(presentable));
         } else {
-            if found && kinds.len() > 1 && session.output.format != Some(Format::Name) {
-                session.output.line("")?;
-            }
-            let shown = show(args, session, kind, namespace, &selector, kinds.len() > 1, false).await?;
-            found |= shown;
+            let apart = found && session.output.format != Some(Format::Name);
+            let place = Place { kind, namespace, with_kind: kinds.len() > 1, apart };
+            found |= show(args, session, place, &selector).await?;
         }
     }
     if structured {
@@ -103,24 +101,29 @@ async fn all(args: &GetArgs, session: &Session, kinds: &[&Kind]) -> anyhow::Resu
     Ok(Outcome::Done)
 }
 
-/// Prints a list as a table and, with `-w`, what changes in it. Says whether there was a row.
-async fn show(
-    args: &GetArgs,
-    session: &Session,
-    kind: &Kind,
-    namespace: Option<&str>,
-    query: &[(&str, String)],
+/// What a table is of, and how it stands among others.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    kind: &'a Kind,
+    namespace: Option<&'a str>,
+    /// Names bear their kind.
     with_kind: bool,
-    must_exist: bool,
-) -> anyhow::Result<bool> {
+    /// After another table: an empty line comes first.
+    apart: bool,
+}
+
+/// Prints a list as a table and, with `-w`, what changes in it. Says whether there was a row.
+async fn show(args: &GetArgs, session: &Session, place: Place<'_>, query: &[(&str, String)]) -> anyhow::Result<bool> {
+    let Place { kind, namespace, with_kind, apart } = place;
     let query: Vec<(&str, &str)> = query.iter().map(|(key, value)| (*key, value.as_str())).collect();
     let path = kind.path(namespace, None);
     let rows = session.client.table(&path, &query).await?;
     let any = rows["rows"].as_array().is_some_and(|rows| !rows.is_empty());
     if any {
+        if apart {
+            session.output.line("")?;
+        }
         print(args, session, kind, &rows, with_kind, !args.no_headers)?;
-    } else if must_exist && !args.watch {
-        anyhow::bail!("{} not found", kind.plural);
     }
     if args.watch {
         let version = rows["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();

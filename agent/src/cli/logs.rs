@@ -38,6 +38,14 @@ pub(crate) async fn logs(args: &LogsArgs, session: &Session) -> anyhow::Result<O
     if kind.kind != "Workload" && kind.kind != "Pod" {
         return Err(Usage(format!("a {} has no log", kind.kind)).into());
     }
+    if args.container.is_none() {
+        let object = session.object(kind, name).await?;
+        let containers = object["spec"]["containers"].as_array().into_iter().flatten();
+        let names: Vec<&str> = containers.filter_map(|container| container["name"].as_str()).collect();
+        if names.len() > 1 {
+            session.output.note(&format!("of container {}; there are also {} (-c)", names[0], names[1..].join(", ")));
+        }
+    }
     let number = |value: Option<u64>| value.map(|value| value.to_string());
     let flag = |value: bool| value.then(|| "true".to_owned());
     let query: Vec<(&str, String)> = [

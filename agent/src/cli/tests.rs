@@ -86,6 +86,40 @@ fn the_definition_is_consistent() {
     Cli::command().debug_assert();
 }
 
+/// docs/cli.md is what `--help` says. UPDATE_GENERATED=1 writes it.
+#[test]
+fn the_page_of_commands_is_up_to_date() {
+    fn describe(command: &clap::Command, name: &str, page: &mut String) {
+        let mut command =
+            command.clone().bin_name(name).disable_help_flag(true).disable_version_flag(true).term_width(100);
+        let help = command.render_long_help().to_string();
+        let help: Vec<&str> = help.lines().map(str::trim_end).collect();
+        page.push_str(&format!("\n## `{name}`\n\n```text\n{}\n```\n", help.join("\n").trim_end()));
+    }
+    let mut root = Cli::command();
+    root.build();
+    let mut page = "# The commands\n\nGenerated from the program; `make crds` updates it. Flags of the first section go with every command.\n\
+                    Exit codes: 0 done, 1 failed, 2 usage. Results go to stdout, everything else to stderr.\n"
+        .to_owned();
+    describe(&root, "nodelet", &mut page);
+    let globals: Vec<String> =
+        root.get_arguments().filter(|a| a.is_global_set()).map(|a| a.get_id().to_string()).collect();
+    for command in root.get_subcommands() {
+        let is_shown = |id: &str| globals.iter().any(|global| global == id);
+        let hidden = command.clone().mut_args(|arg| if is_shown(arg.get_id().as_str()) { arg.hide(true) } else { arg });
+        describe(&hidden, &format!("nodelet {}", command.get_name()), &mut page);
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cli.md");
+    if std::env::var_os("UPDATE_GENERATED").is_some() {
+        std::fs::write(&path, &page).expect("writes");
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == page,
+        "docs/cli.md is out of date: UPDATE_GENERATED=1 cargo test -p nodelet the_page_of_commands"
+    );
+}
+
 #[test]
 fn wrong_words_are_usage_errors() {
     for words in [

@@ -193,10 +193,8 @@ async fn send(mut reader: Reader, follow: bool, lines: Lines, ended: impl Future
 struct Reader {
     directory: PathBuf,
     attempt: u64,
-    /// Still to be read, the next one last.
+    /// Still to be read, the youngest first and the next one last.
     files: Vec<File>,
-    /// Inodes of this attempt that were read or are about to be.
-    seen: HashSet<u64>,
     /// The file being read.
     current: Option<File>,
     /// The begin of a record whose end is not written yet.
@@ -214,7 +212,6 @@ impl Reader {
             directory,
             attempt,
             files: Vec::new(),
-            seen: HashSet::new(),
             current: None,
             rest: Vec::new(),
             is_in_line: false,
@@ -229,9 +226,14 @@ impl Reader {
         reader
     }
 
-    /// Opens the files of the attempt that were not seen yet, from the youngest on.
+    /// Opens the files of the attempt that are younger than what is known, from the youngest on.
+    ///
+    /// What is known is told by the inode of the youngest file we hold open: as long as we do, the inode is no other's.
     fn find(&mut self) {
+        let inode = |file: &File| file.metadata().map(|metadata| metadata.ino()).ok();
+        let known = self.files.first().or(self.current.as_ref()).and_then(inode);
         let name = format!("{}.log", self.attempt);
+        let mut inodes = HashSet::new();
         let mut found = Vec::new();
         for number in 0.. {
             let path =
@@ -243,15 +245,15 @@ impl Reader {
                 }
                 break;
             };
-            let Ok(inode) = file.metadata().map(|metadata| metadata.ino()) else { break };
-            if self.seen.insert(inode) {
-                found.push(file);
-            } else if number > 0 {
-                // What follows is older than what was read.
+            let this = inode(&file);
+            if this == known && known.is_some() {
                 break;
             }
+            // A rotation meanwhile shows one twice.
+            if this.is_some_and(|this| inodes.insert(this)) {
+                found.push(file);
+            }
         }
-        // Those found now are younger than those still waiting.
         found.append(&mut self.files);
         self.files = found;
     }
@@ -266,29 +268,35 @@ impl Reader {
                     return Ok(Some(self.show(&chunk[..read])));
                 }
             }
-            if self.files.is_empty() && self.follow {
+            if let Some(file) = self.files.pop() {
+                self.current = Some(file);
+                continue;
+            }
+            if !self.follow {
+                return Ok(None);
+            }
+            let successor = attempts(&self.directory).into_iter().find(|attempt| *attempt > self.attempt);
+            self.find();
+            if self.files.is_empty() && successor.is_none() {
+                return Ok(None);
+            }
+            // The writer was done with this file before there was another. What it wrote between our last read and
+            // then is in it now.
+            let mut last = Vec::new();
+            if let Some(file) = &mut self.current {
+                file.read_to_end(&mut last)?;
+            }
+            if let (true, Some(successor)) = (self.files.is_empty() && last.is_empty(), successor) {
+                self.attempt = successor;
+                self.current = None;
+                self.rest.clear();
                 self.find();
-                // The writer was done with the old file before it made the new one: what it wrote between our
-                // last read and its rename is in the old file now.
-                if let (false, Some(file)) = (self.files.is_empty(), &mut self.current) {
-                    let mut last = Vec::new();
-                    file.read_to_end(&mut last)?;
-                    if !last.is_empty() {
-                        return Ok(Some(self.show(&last)));
-                    }
-                }
-                if self.files.is_empty()
-                    && let Some(next) = attempts(&self.directory).into_iter().find(|attempt| *attempt > self.attempt)
-                {
-                    self.attempt = next;
-                    self.seen.clear();
-                    self.rest.clear();
-                    self.find();
+                if self.files.is_empty() {
+                    return Ok(None);
                 }
             }
-            match self.files.pop() {
-                Some(file) => self.current = Some(file),
-                None => return Ok(None),
+            if !last.is_empty() {
+                return Ok(Some(self.show(&last)));
             }
         }
     }
