@@ -46,7 +46,8 @@ impl Args {
             let number = value.to_str().and_then(|text| text.parse::<u64>().ok());
             match (&*key, number) {
                 ("path", _) => parsed.path = value.into(),
-                ("max-size", Some(bytes)) if bytes >= MIN_SIZE => parsed.max_size = bytes,
+                // A wish that is too small is no reason to leave a container without its log.
+                ("max-size", Some(bytes)) => parsed.max_size = bytes.max(MIN_SIZE),
                 ("max-files", Some(files @ 1..=1000)) => parsed.max_files = files as u32,
                 ("max-size" | "max-files", _) => {
                     problem.get_or_insert(format!("{} is not a usable {key}", value.display()));
@@ -89,7 +90,7 @@ mod tests {
             (vec![], "path must be given and absolute", false),
             (vec!["path", "relative"], "path must be given and absolute", false),
             (vec!["path"], "path has no value", false),
-            (vec!["path", "/a", "max-size", "12"], "12 is not a usable max-size", true),
+            (vec!["path", "/a", "max-size", "-1"], "-1 is not a usable max-size", true),
             (vec!["max-files", "0", "path", "/a"], "0 is not a usable max-files", true),
             (vec!["path", "/a", "colour", "red"], "colour is not an option", true),
         ] {
