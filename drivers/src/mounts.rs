@@ -70,10 +70,14 @@ pub(crate) fn unmount_all(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Unmounts everything at and below `path` and deletes it with all it holds. Follows no symlink, and refuses to
-/// delete through a mount that appeared in the meantime. Absence is success.
+/// Unmounts everything at and below `path` and deletes it with all it holds, see [`delete_tree`].
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     unmount_all(path)?;
+    delete_tree(path)
+}
+
+/// Deletes `path` with all it holds. Follows no symlink, and refuses to delete through a mount. Absence is success.
+pub(crate) fn delete_tree(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),

@@ -53,6 +53,9 @@ pub(crate) async fn run(sandboxes: &dyn Sandboxes) {
     let on_host = sandboxes.ensure(&host).await.unwrap();
     assert_eq!((on_host.netns, on_host.ipcns, on_host.utsns, on_host.shm), (None, None, None, None));
 
+    let through = SandboxSpec { net: of(&host.id), sysctls: BTreeMap::new(), ..spec("through") };
+    assert!(sandboxes.ensure(&through).await.is_err(), "the node's network is no sandbox's to share");
+
     let ids: Vec<String> = sandboxes.list().await.unwrap().iter().map(|s| s.spec.id.to_string()).collect();
     assert_eq!(ids, ["first", "host", "joined"]);
 

@@ -104,7 +104,7 @@ impl Sandboxes for FakeSandboxes {
         state.check(&spec.id, "making it")?;
         super::linux::check_sysctls(spec)?;
         if let NetNamespace::Of(other) = &spec.net
-            && !state.sandboxes.contains_key(other)
+            && !state.sandboxes.get(other).is_some_and(|entry| entry.spec.net == NetNamespace::New)
         {
             return Err(super::other_is_absent(&spec.id, other));
         }

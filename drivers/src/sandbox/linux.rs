@@ -55,20 +55,20 @@ impl LinuxSandboxes {
     /// What is there of `id`: `None` when neither its specification nor anything acquired for it is found.
     fn look(&self, id: &SandboxId) -> Result<Option<Sandbox>, Error> {
         let dir = self.dir(id);
-        let spec = match self.read_spec(id) {
-            Ok(Some(spec)) => spec,
-            Ok(None) if dir.join("ns").exists() || dir.join("shm").exists() => unknown_spec(id),
+        let (spec, known) = match self.read_spec(id) {
+            Ok(Some(spec)) => (spec, true),
+            Ok(None) if dir.join("ns").exists() || dir.join("shm").exists() => (unknown_spec(id), false),
             Ok(None) => return Ok(None),
             // One damaged file must not hide the others, nor what was acquired.
             Err(Error::State { path, source, .. }) => {
                 tracing::warn!(sandbox = %id, path = %path.display(), error = %source, "the state file is damaged");
-                unknown_spec(id)
+                (unknown_spec(id), false)
             }
             Err(error) => return Err(error),
         };
         let paths = self.paths(spec);
         let pinned = [&paths.netns, &paths.ipcns, &paths.utsns].into_iter().flatten().all(|path| pins::is_pinned(path));
-        let complete = pinned && paths.shm.as_deref().is_none_or(is_tmpfs) && !paths.spec.hostname.is_empty();
+        let complete = known && pinned && paths.shm.as_deref().is_none_or(is_tmpfs);
         Ok(Some(Sandbox { complete, ..paths }))
     }
 
@@ -175,10 +175,10 @@ impl LinuxSandboxes {
         for entry in entries {
             let path = entry.map_err(kernel(id, "reading", &dir))?.path();
             if path != state_file {
-                mounts::remove_tree(&path).map_err(kernel(id, "removing", &path))?;
+                mounts::delete_tree(&path).map_err(kernel(id, "removing", &path))?;
             }
         }
-        mounts::remove_tree(&dir).map_err(kernel(id, "removing", &dir))
+        mounts::delete_tree(&dir).map_err(kernel(id, "removing", &dir))
     }
 }
 
@@ -229,7 +229,7 @@ pub(crate) fn ids_below(dir: &Path) -> Vec<SandboxId> {
     ids
 }
 
-/// Stands for a specification that was lost. Its empty host name is one that `ensure` never accepts as complete.
+/// Stands for a specification that was lost.
 fn unknown_spec(id: &SandboxId) -> SandboxSpec {
     SandboxSpec {
         id: id.clone(),

@@ -32,12 +32,12 @@ pub(super) fn write(dir: &Path, files: &BTreeMap<String, FileContent>, gid: Opti
         return show(dir, files, &version);
     }
     let draft = dir.join(DRAFT);
-    mounts::remove_tree(&draft)?;
+    mounts::delete_tree(&draft)?;
     make_dir(&draft, gid)?;
     for (path, content) in files {
         write_file(&draft, path, content, gid)?;
     }
-    mounts::remove_tree(&dir.join(&version))?;
+    mounts::delete_tree(&dir.join(&version))?;
     std::fs::rename(&draft, dir.join(&version))?;
     let next = dir.join(NEXT);
     let _ = std::fs::remove_file(&next);
@@ -62,7 +62,7 @@ fn show(dir: &Path, files: &BTreeMap<String, FileContent>, version: &str) -> io:
             continue;
         }
         if is_link_of_ours || name.starts_with("..") || wanted.contains(name) {
-            mounts::remove_tree(&entry.path())?;
+            mounts::delete_tree(&entry.path())?;
         }
     }
     wanted.into_iter().try_for_each(|name| symlink(Path::new(CURRENT).join(name), dir.join(name)))

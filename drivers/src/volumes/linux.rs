@@ -50,11 +50,8 @@ impl LinuxVolumes {
             DirBuilder::new().recursive(true).mode(mode).create(&dir)?;
         }
         // As the mount table has them.
-        let this = Self {
-            data_dir: data_dir.canonicalize()?,
-            run_dir: run_dir.canonicalize()?,
-            leaving: Arc::default(),
-        };
+        let this =
+            Self { data_dir: data_dir.canonicalize()?, run_dir: run_dir.canonicalize()?, leaving: Arc::default() };
         mounts::remove_tree(&this.removed_dir())?;
         Ok(this)
     }

@@ -137,6 +137,18 @@ fn the_nodes_own_parameters_are_refused() {
 }
 
 #[test]
+fn a_sandbox_on_the_node_needs_no_host_name() {
+    run(async |sandboxes| {
+        let spec = SandboxSpec { net: NetNamespace::Host, host_uts: true, hostname: String::new(), ..spec("s1") };
+        let spec = SandboxSpec { sysctls: Default::default(), ..spec };
+        assert!(sandboxes.ensure(&spec).await.unwrap().complete);
+        let paths = sandboxes.write_etc(&spec.id, &EtcFiles::default()).await.unwrap();
+        assert_ne!(std::fs::read_to_string(&paths.hostname).unwrap().trim(), "");
+        sandboxes.remove(&spec.id).await.unwrap();
+    });
+}
+
+#[test]
 fn starting_again_changes_nothing() {
     run(async |sandboxes| {
         sandboxes.ensure(&spec("s1")).await.unwrap();
