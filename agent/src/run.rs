@@ -140,8 +140,15 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
     let mut serving = Tasks::new();
     serve_api(&configuration, &server, &mut serving);
     let (ready, readiness) = watch::channel(http::Readiness::default());
+    let runtime_ready = watch::Sender::new(false);
     if !configuration.observability.listen.is_empty() {
-        let http = http::Http::bind(&configuration.observability.listen, registry.clone(), readiness).await?;
+        let http = http::Http::bind(
+            &configuration.observability.listen,
+            registry.clone(),
+            readiness,
+            runtime_ready.subscribe(),
+        )
+        .await?;
         let token = serving.token();
         serving.spawn("the metrics endpoint", async move { http.serve(token).await });
     }
@@ -166,6 +173,7 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
         run_dir: configuration.run_dir.clone(),
         audit: Duration::from_secs(configuration.runtime.audit_seconds),
         version: VERSION.to_owned(),
+        runtime_ready,
     };
     let client = server.client("default");
     let token = working.token();

@@ -22,7 +22,7 @@ use nodelet_drivers::sandbox::Sandboxes;
 use nodelet_drivers::volumes::Volumes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::attempts::Attempts;
@@ -65,6 +65,8 @@ pub struct Settings {
     pub audit: Duration,
     /// nodelet's version.
     pub version: String,
+    /// Told whether the container runtime answers, for the readiness of the agent.
+    pub runtime_ready: watch::Sender<bool>,
 }
 
 /// The objects of the API, kept current by the watches.
@@ -185,10 +187,10 @@ impl Context {
         if current == Some(status) {
             return Ok(false);
         }
-        self.patch_status(K::api(&self.client, object.namespace().as_deref()), object, current, status).await
+        self.patch_status(K::api(&self.client, object.namespace().as_deref()), object, status, false).await
     }
 
-    /// [`Context::write_status`] for a cluster-scoped object.
+    /// [`Context::write_status`] for a cluster-scoped object; fails if somebody else changed it since it was read.
     pub async fn write_cluster_status<K, S>(
         &self,
         object: &K,
@@ -202,27 +204,25 @@ impl Context {
         if current == Some(status) {
             return Ok(false);
         }
-        self.patch_status(Api::all(self.client.clone()), object, current, status).await
+        self.patch_status(Api::all(self.client.clone()), object, status, true).await
     }
 
-    async fn patch_status<K, S>(
-        &self,
-        api: Api<K>,
-        object: &K,
-        current: Option<&S>,
-        status: &S,
-    ) -> Result<bool, kube::Error>
+    async fn patch_status<K, S>(&self, api: Api<K>, object: &K, status: &S, guarded: bool) -> Result<bool, kube::Error>
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
         S: Serialize,
     {
-        let mut value = serde_json::to_value(status).map_err(kube::Error::SerdeError)?;
-        if let Some(current) = current {
-            null_removed(&serde_json::to_value(current).map_err(kube::Error::SerdeError)?, &mut value);
+        // Replaced whole: a field that the new status no longer has must not stay behind.
+        let mut patch = vec![serde_json::json!({
+            "op": "add", "path": "/status", "value": serde_json::to_value(status).map_err(kube::Error::SerdeError)?,
+        })];
+        if guarded {
+            let version = object.resource_version();
+            patch.insert(0, serde_json::json!({"op": "test", "path": "/metadata/resourceVersion", "value": version}));
         }
-        let patch = serde_json::json!({ "status": value });
+        let patch = serde_json::from_value(patch.into()).map_err(kube::Error::SerdeError)?;
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..Default::default() };
-        match api.patch_status(&object.name_any(), &params, &Patch::Merge(&patch)).await {
+        match api.patch_status(&object.name_any(), &params, &Patch::<()>::Json(patch)).await {
             Ok(_) => Ok(true),
             Err(error) if is_gone(&error) => Ok(false),
             Err(error) => Err(error),
@@ -242,19 +242,6 @@ where
 {
     fn api(client: &Client, namespace: Option<&str>) -> Api<Self> {
         Api::namespaced(client.clone(), namespace.unwrap_or("default"))
-    }
-}
-
-/// In a merge patch an absent key means "keep": keys that the new value no longer has become `null`.
-fn null_removed(old: &serde_json::Value, new: &mut serde_json::Value) {
-    let (Some(old), Some(new)) = (old.as_object(), new.as_object_mut()) else { return };
-    for (key, was) in old {
-        match new.get_mut(key) {
-            Some(is) => null_removed(was, is),
-            None => {
-                new.insert(key.clone(), serde_json::Value::Null);
-            }
-        }
     }
 }
 
@@ -327,14 +314,6 @@ fn truncate(mut text: String, max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn removed_keys_become_null() {
-        let old = serde_json::json!({"a": {"x": 1, "y": 2}, "b": [1]});
-        let mut new = serde_json::json!({"a": {"x": 1}});
-        null_removed(&old, &mut new);
-        assert_eq!(new, serde_json::json!({"a": {"x": 1, "y": null}, "b": null}));
-    }
 
     #[test]
     fn long_notes_are_cut_at_a_character() {

@@ -92,8 +92,7 @@ async fn pass(ctx: &Arc<Context>, object: &Network) -> Result<Outcome, Error> {
         Desired::NothingToMake => None,
         Desired::Bridge(spec) => Some(spec),
         Desired::BridgeWithoutSubnet(mut spec) => {
-            spec.subnets =
-                vec![network::Subnet { cidr: ctx.drivers.networks.free_subnet().await?, gateway: None, range: None }];
+            spec.subnets = chosen_subnets(ctx, &spec).await?;
             Some(spec)
         }
     };
@@ -112,6 +111,16 @@ async fn pass(ctx: &Arc<Context>, object: &Network) -> Result<Outcome, Error> {
     }
     publish(ctx, object, part, reasons::READY).await;
     Ok(Outcome::Settled)
+}
+
+/// A Network without subnets keeps the one it was given. NodeState remembers it through reboots; what was chosen a moment
+/// before the agent was killed, only the node does.
+async fn chosen_subnets(ctx: &Context, spec: &NetworkSpec) -> Result<Vec<network::Subnet>, Error> {
+    let made = ctx.drivers.networks.list_networks().await?;
+    if let Some(before) = made.into_iter().find(|network| network.spec.key == spec.key) {
+        return Ok(before.spec.subnets);
+    }
+    Ok(vec![network::Subnet { cidr: ctx.drivers.networks.free_subnet().await?, gateway: None, range: None }])
 }
 
 async fn let_go(ctx: &Arc<Context>, object: &Network, spec: Option<NetworkSpec>) -> Result<Outcome, Error> {

@@ -166,7 +166,9 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             () = stop.cancelled() => return,
         }
         if let Err(error) = write(&ctx).await {
-            tracing::warn!("writing NodeState: {}", chain(&error));
+            // Also when the sources' condition was written meanwhile: once more, after the interval.
+            tracing::debug!("writing NodeState: {}", chain(&error));
+            ctx.report.shared.changed.notify_one();
         }
         tokio::select! {
             () = tokio::time::sleep(WRITE_INTERVAL) => {}

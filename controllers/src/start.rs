@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use nodelet_crds::common::condition_type;
 use nodelet_crds::image::Image;
@@ -69,11 +69,11 @@ pub async fn run(
 
     let every = watcher::Config::default;
     let all = |client: &Client| client.clone();
-    let workloads = Controller::<Workload>::new(Api::all(all(&client)), every());
-    let images = Controller::<Image>::new(Api::all(all(&client)), every());
-    let networks = Controller::<Network>::new(Api::all(all(&client)), every());
-    let volumes = Controller::<Volume>::new(Api::all(all(&client)), every());
-    let limits = Controller::<ResourceLimit>::new(Api::all(all(&client)), every());
+    let workloads = controller::controller::<Workload>(&client);
+    let images = controller::controller::<Image>(&client);
+    let networks = controller::controller::<Network>(&client);
+    let volumes = controller::controller::<Volume>(&client);
+    let limits = controller::controller::<ResourceLimit>(&client);
 
     let pulls = Pulls::new(drivers.images.clone(), shutdown.clone());
     let containers = ContainerCache::new(drivers.runtime.clone());
@@ -192,6 +192,7 @@ async fn follow_runtime(
         match event {
             None => return,
             Some(RuntimeEvent::Image { .. }) => {}
+            Some(RuntimeEvent::Lost { reason }) => runtime_answers(&ctx, Err(reason)),
             Some(RuntimeEvent::Container { id, topic }) => match ctx.containers.refresh(&id).await {
                 Ok(Some(uid)) => {
                     tracing::debug!(container = %id, topic, "container event");
@@ -223,24 +224,14 @@ async fn resync(ctx: &Context, stop: &CancellationToken) -> bool {
     loop {
         match ctx.containers.resync().await {
             Ok(()) => {
-                ctx.report.set_condition(
-                    condition_type::CONTAINERD_READY,
-                    true,
-                    reasons::CONTAINERD_REACHABLE,
-                    String::new(),
-                );
+                runtime_answers(ctx, Ok(()));
                 return true;
             }
             Err(error) => {
                 failures += 1;
                 let message = chain(&error);
                 tracing::warn!("reading the containers: {message}");
-                ctx.report.set_condition(
-                    condition_type::CONTAINERD_READY,
-                    false,
-                    reasons::CONTAINERD_UNAVAILABLE,
-                    message,
-                );
+                runtime_answers(ctx, Err(message));
                 let delay = Backoff::RETRY.jittered(failures).min(Duration::from_secs(5));
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
@@ -249,6 +240,16 @@ async fn resync(ctx: &Context, stop: &CancellationToken) -> bool {
             }
         }
     }
+}
+
+/// Tells the node's condition and the agent's readiness.
+fn runtime_answers(ctx: &Context, answer: Result<(), String>) {
+    ctx.settings.runtime_ready.send_replace(answer.is_ok());
+    let (reason, message) = match &answer {
+        Ok(()) => (reasons::CONTAINERD_REACHABLE, String::new()),
+        Err(message) => (reasons::CONTAINERD_UNAVAILABLE, message.clone()),
+    };
+    ctx.report.set_condition(condition_type::CONTAINERD_READY, answer.is_ok(), reason, message);
 }
 
 async fn sweep(runtime: &dyn Runtime) {

@@ -131,6 +131,7 @@ impl TestNode {
             run_dir: self.directory.path().join("run"),
             audit: Duration::from_secs(3600),
             version: "0".to_owned(),
+            runtime_ready: tokio::sync::watch::Sender::new(false),
         };
         let (client, drivers, token) = (self.server.client("default"), self.drivers.clone(), stop.clone());
         let task = tokio::spawn(async move {

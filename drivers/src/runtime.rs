@@ -350,6 +350,11 @@ pub enum RuntimeEvent {
         /// Its name.
         name: String,
     },
+    /// The daemon went away: calls fail until the next [`RuntimeEvent::Resync`].
+    Lost {
+        /// In the connection's words.
+        reason: String,
+    },
     /// Events may have been missed (start, reconnect): look at everything.
     Resync,
 }

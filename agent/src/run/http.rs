@@ -38,8 +38,8 @@ pub(super) struct Readiness {
 }
 
 impl Readiness {
-    fn checks(&self) -> BTreeMap<&'static str, bool> {
-        BTreeMap::from([("api", true), ("sources", self.sources)])
+    fn checks(&self, containerd: bool) -> BTreeMap<&'static str, bool> {
+        BTreeMap::from([("api", true), ("containerd", containerd), ("sources", self.sources)])
     }
 }
 
@@ -53,6 +53,7 @@ pub(super) struct Http {
 struct Shared {
     registry: Registry,
     readiness: watch::Receiver<Readiness>,
+    containerd: watch::Receiver<bool>,
 }
 
 impl Http {
@@ -60,6 +61,7 @@ impl Http {
         listen: &str,
         registry: Registry,
         readiness: watch::Receiver<Readiness>,
+        containerd: watch::Receiver<bool>,
     ) -> Result<Self, Error> {
         let failed = |source| Error::Listen { listen: listen.to_owned(), source };
         let address: SocketAddr = listen.parse().map_err(|error| failed(std::io::Error::other(error)))?;
@@ -68,7 +70,7 @@ impl Http {
             .route("/metrics", get(metrics))
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(readyz))
-            .with_state(Shared { registry, readiness });
+            .with_state(Shared { registry, readiness, containerd });
         Ok(Self { listener, router })
     }
 
@@ -92,7 +94,7 @@ async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
 }
 
 async fn readyz(State(shared): State<Shared>) -> impl IntoResponse {
-    let checks = shared.readiness.borrow().checks();
+    let checks = shared.readiness.borrow().checks(*shared.containerd.borrow());
     let status = if checks.values().all(|ok| *ok) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let lines: String = checks.iter().map(|(name, ok)| format!("[{}]{name}\n", if *ok { '+' } else { '-' })).collect();
     (status, lines)

@@ -86,8 +86,14 @@ impl Feed {
                     self.reader.tell(RuntimeEvent::Resync);
                     let end = self.follow(&mut stream).await;
                     tracing::info!(reason = %end, "containerd's event stream ended; connecting again");
+                    self.reader.tell(RuntimeEvent::Lost { reason: end.to_string() });
                 }
-                Err(status) => tracing::debug!(reason = status.message(), "containerd's events cannot be had yet"),
+                Err(status) => {
+                    tracing::debug!(reason = status.message(), "containerd's events cannot be had yet");
+                    if wait == FIRST_WAIT {
+                        self.reader.tell(RuntimeEvent::Lost { reason: status.message().to_owned() });
+                    }
+                }
             }
             self.pause(wait).await;
             wait = (wait * 2).min(LONGEST_WAIT);
