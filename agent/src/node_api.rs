@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use axum::body::Body;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use http::{Response, StatusCode, header};
 use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -89,8 +89,8 @@ impl Subresources for NodeApi {
 }
 
 /// A body of what `lines` yields.
-fn body(lines: tokio::sync::mpsc::Receiver<std::io::Result<Vec<u8>>>) -> Body {
-    Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(lines).map_ok(axum::body::Bytes::from))
+fn body(lines: tokio::sync::mpsc::Receiver<std::io::Result<axum::body::Bytes>>) -> Body {
+    Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(lines))
 }
 
 fn status(code: u16, reason: &str, message: &str) -> Response<Body> {

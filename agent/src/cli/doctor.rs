@@ -66,7 +66,8 @@ pub(crate) async fn doctor(_: &DoctorArgs, global: &Global, output: &Output) -> 
             NodeletConfiguration::default()
         }
     };
-    findings.extend(checks::all(&checks::Node::default(), &configuration));
+    let here = configuration.clone();
+    findings.extend(tokio::task::spawn_blocking(move || checks::all(&here)).await?);
     findings.push(containerd(&configuration).await);
     findings.push(agent(global).await);
 

@@ -1,25 +1,17 @@
-//! Reading a container's log: the files of its attempts, across rotations, to the end or on and on.
-//!
-//! `nodelet-logger` writes `<attempt>.log` and rotates it by rename to `.log.1` (the youngest), `.log.2`, … Files are
-//! opened from the youngest on, so that a rotation in between shows a file twice (told by its inode) and hides none.
-//! A follower keeps its file open over the rename, reads it to its end, and goes on with what came after it.
+//! Which log is meant by a request, and following it from one attempt of a container to the next.
 
-use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
-use futures::StreamExt;
+use futures::future::{BoxFuture, Either, FutureExt, Shared, select};
+use futures::{Stream, StreamExt, pin_mut};
 use inotify::{Inotify, WatchMask};
 use jiff::Timestamp;
+use nodelet_drivers::logs::{self, LogReader};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-/// Read and sent at a time.
-const CHUNK: usize = 128 << 10;
 /// What was written last gets this long to arrive after the container's end.
 const LINGER: Duration = Duration::from_millis(300);
 
@@ -33,9 +25,7 @@ pub(super) struct LogOptions {
     pub(super) container: Option<String>,
     follow: bool,
     previous: bool,
-    timestamps: bool,
-    tail: Option<usize>,
-    since: Option<Timestamp>,
+    read: logs::Options,
 }
 
 impl LogOptions {
@@ -52,15 +42,17 @@ impl LogOptions {
                 "container" => options.container = Some(value.clone()).filter(|name| !name.is_empty()),
                 "follow" => options.follow = flag()?,
                 "previous" => options.previous = flag()?,
-                "timestamps" => options.timestamps = flag()?,
-                "tailLines" => options.tail = Some(value.parse().map_err(|_| fault("a number of lines"))?),
+                "timestamps" => options.read.timestamps = flag()?,
+                "tailLines" => options.read.tail_lines = Some(value.parse().map_err(|_| fault("a number of lines"))?),
                 "sinceSeconds" => {
                     let seconds: u32 = value.parse().map_err(|_| fault("a number of seconds"))?;
-                    options.since = Some(Timestamp::now() - Duration::from_secs(seconds.into()));
+                    options.read.since = SystemTime::now().checked_sub(Duration::from_secs(seconds.into()));
                 }
                 "sinceTime" => {
-                    options.since = Some(value.parse().map_err(|_| fault("a time such as 2026-01-02T03:04:05Z"))?)
+                    let time: Timestamp = value.parse().map_err(|_| fault("a time such as 2026-01-02T03:04:05Z"))?;
+                    options.read.since = Some(time.into());
                 }
+                "limitBytes" => options.read.limit_bytes = Some(value.parse().map_err(|_| fault("a number of bytes"))?),
                 // What kubectl adds and what a later client may know must not break an older agent.
                 _ => {}
             }
@@ -99,22 +91,28 @@ pub(super) fn open(
     options: LogOptions,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Body, Refused> {
-    let attempts = attempts(&directory);
+    let attempts = logs::attempts(&directory);
     let chosen = if options.previous { attempts.iter().rev().nth(1) } else { attempts.last() };
     let Some(attempt) = chosen.copied() else {
         let what = if options.previous { "no previous container has a log" } else { "no log yet" };
         return Err(Refused(format!("container {container:?}: {what}{}", waiting(object, container))));
     };
     let (lines, received) = mpsc::channel(4);
-    let follow = options.follow && !options.previous;
-    let reader = Reader::new(directory, attempt, &options);
+    let LogOptions { follow, previous, read, .. } = options;
+    // The body's reader may go away at any time; the task then ends with its next chunk, or at once when it waits.
     tokio::spawn(async move {
-        // The reader of the body may go away at any time; nobody else wants to know.
-        let told = lines.clone();
-        if let Err(error) = Box::pin(send(reader, follow, lines, ended)).await {
-            tracing::debug!(%error, "reading a log");
-            let _ = told.send(Err(error)).await;
-        }
+        let closed = lines.clone();
+        let sent = async {
+            if follow && !previous {
+                send_on(directory, attempt, read, ended.boxed().shared(), &lines).await;
+            } else {
+                send(LogReader::new(logs::path(&directory, attempt), read).read(), &lines).await;
+            }
+        };
+        pin_mut!(sent);
+        let gone = closed.closed();
+        pin_mut!(gone);
+        select(sent, gone).await;
     });
     Ok(super::body(received))
 }
@@ -131,262 +129,63 @@ fn waiting(object: &Value, container: &str) -> String {
     })
 }
 
-/// The numbers of the attempts that have a log, in order.
-fn attempts(directory: &Path) -> Vec<u64> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut found: Vec<u64> =
-        entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".log")?.parse().ok()).collect();
-    found.sort_unstable();
-    found
-}
+type Lines = mpsc::Sender<std::io::Result<axum::body::Bytes>>;
 
-type Lines = mpsc::Sender<io::Result<Vec<u8>>>;
-
-async fn send(mut reader: Reader, follow: bool, lines: Lines, ended: impl Future<Output = ()>) -> io::Result<()> {
-    let mut changes = if follow {
-        let inotify = Inotify::init()?;
-        let mask = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE_SELF;
-        inotify.watches().add(&reader.directory, mask)?;
-        Some(inotify.into_event_stream(vec![0; 4096])?)
-    } else {
-        None
-    };
-    let mut ended = std::pin::pin!(ended);
-    let mut is_over = false;
-    loop {
-        loop {
-            let (back, chunk) = tokio::task::spawn_blocking(move || {
-                let chunk = reader.next();
-                (reader, chunk)
-            })
-            .await
-            .map_err(io::Error::other)?;
-            reader = back;
-            let chunk = chunk?;
-            let Some(chunk) = chunk else { break };
-            if !chunk.is_empty() && lines.send(Ok(chunk)).await.is_err() {
-                return Ok(());
-            }
-        }
-        let Some(changes) = &mut changes else { return Ok(()) };
-        if is_over {
-            return Ok(());
-        }
-        // All arms are cancel-safe: whatever woke us, the files are read to their end.
-        tokio::select! {
-            change = changes.next() => match change {
-                Some(Ok(event)) if event.mask.contains(inotify::EventMask::DELETE_SELF) => is_over = true,
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(error),
-                None => return Ok(()),
-            },
-            () = lines.closed() => return Ok(()),
-            () = &mut ended => {
-                is_over = true;
-                tokio::time::sleep(LINGER).await;
-            }
+/// Sends all of a log; `false` when its reader is gone or it cannot be read.
+async fn send(log: impl Stream<Item = std::io::Result<axum::body::Bytes>>, lines: &Lines) -> bool {
+    pin_mut!(log);
+    while let Some(chunk) = log.next().await {
+        let failed = chunk.is_err();
+        if lines.send(chunk).await.is_err() || failed {
+            return false;
         }
     }
+    true
 }
 
-/// Where a log is read, and how its lines are shown.
-struct Reader {
+/// Sends the log of this attempt and of those after it, until the workload has ended.
+async fn send_on(
     directory: PathBuf,
-    attempt: u64,
-    /// Still to be read, the youngest first and the next one last.
-    files: Vec<File>,
-    /// The file being read.
-    current: Option<File>,
-    /// The begin of a record whose end is not written yet.
-    rest: Vec<u8>,
-    /// The last record was a part of a line.
-    is_in_line: bool,
-    timestamps: bool,
-    since: Option<Timestamp>,
-    follow: bool,
-}
-
-impl Reader {
-    fn new(directory: PathBuf, attempt: u64, options: &LogOptions) -> Self {
-        let mut reader = Self {
-            directory,
-            attempt,
-            files: Vec::new(),
-            current: None,
-            rest: Vec::new(),
-            is_in_line: false,
-            timestamps: options.timestamps,
-            since: options.since,
-            follow: options.follow && !options.previous,
+    mut attempt: u32,
+    mut options: logs::Options,
+    ended: Shared<BoxFuture<'static, ()>>,
+    lines: &Lines,
+) {
+    loop {
+        let (until, path) = (ended.clone(), logs::path(&directory, attempt));
+        let successor = successor(directory.clone(), attempt).boxed().shared();
+        let next = successor.clone();
+        let done = async move {
+            select(until, next).await;
+            // The writer may still be at the last lines.
+            tokio::time::sleep(LINGER).await;
         };
-        reader.find();
-        if let Some(lines) = options.tail {
-            reader.skip_to_last(lines);
-        }
-        reader
-    }
-
-    /// Opens the files of the attempt that are younger than what is known, from the youngest on.
-    ///
-    /// What is known is told by the inode of the youngest file we hold open: as long as we do, the inode is no other's.
-    fn find(&mut self) {
-        let inode = |file: &File| file.metadata().map(|metadata| metadata.ino()).ok();
-        let known = self.files.first().or(self.current.as_ref()).and_then(inode);
-        let name = format!("{}.log", self.attempt);
-        let mut inodes = HashSet::new();
-        let mut found = Vec::new();
-        for number in 0.. {
-            let path =
-                if number == 0 { self.directory.join(&name) } else { self.directory.join(format!("{name}.{number}")) };
-            let Ok(file) = File::open(path) else {
-                // Between the rename and the new file there is no current one.
-                if number == 0 {
-                    continue;
-                }
-                break;
-            };
-            let this = inode(&file);
-            if this == known && known.is_some() {
-                break;
-            }
-            // A rotation meanwhile shows one twice.
-            if this.is_some_and(|this| inodes.insert(this)) {
-                found.push(file);
-            }
-        }
-        found.append(&mut self.files);
-        self.files = found;
-    }
-
-    /// Formatted lines; `None` when there is nothing more for now.
-    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
-        loop {
-            if let Some(file) = &mut self.current {
-                let mut chunk = vec![0; CHUNK];
-                let read = file.read(&mut chunk)?;
-                if read > 0 {
-                    return Ok(Some(self.show(&chunk[..read])));
-                }
-            }
-            if let Some(file) = self.files.pop() {
-                self.current = Some(file);
-                continue;
-            }
-            if !self.follow {
-                return Ok(None);
-            }
-            let successor = attempts(&self.directory).into_iter().find(|attempt| *attempt > self.attempt);
-            self.find();
-            if self.files.is_empty() && successor.is_none() {
-                return Ok(None);
-            }
-            // The writer was done with this file before there was another. What it wrote between our last read and
-            // then is in it now.
-            let mut last = Vec::new();
-            if let Some(file) = &mut self.current {
-                file.read_to_end(&mut last)?;
-            }
-            if let (true, Some(successor)) = (self.files.is_empty() && last.is_empty(), successor) {
-                self.attempt = successor;
-                self.current = None;
-                self.rest.clear();
-                self.find();
-                if self.files.is_empty() {
-                    return Ok(None);
-                }
-            }
-            if !last.is_empty() {
-                return Ok(Some(self.show(&last)));
-            }
-        }
-    }
-
-    /// Leaves out all but the last lines.
-    fn skip_to_last(&mut self, lines: usize) {
-        let mut wanted = lines;
-        for i in 0..self.files.len() {
-            let mut content = Vec::new();
-            if self.files[i].read_to_end(&mut content).is_err() {
-                continue;
-            }
-            let starts = line_starts(&content);
-            if starts.len() >= wanted {
-                let start = if wanted == 0 { content.len() } else { starts[starts.len() - wanted] };
-                let _ = self.files[i].seek(SeekFrom::Start(start as u64));
-                self.files.truncate(i + 1);
-                return;
-            }
-            wanted -= starts.len();
-            let _ = self.files[i].rewind();
-        }
-    }
-
-    fn show(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut shown = Vec::with_capacity(bytes.len());
-        self.rest.extend_from_slice(bytes);
-        let rest = std::mem::take(&mut self.rest);
-        let mut records = rest.split_inclusive(|byte| *byte == b'\n').peekable();
-        while let Some(record) = records.next() {
-            match record.strip_suffix(b"\n") {
-                Some(record) => self.record(record, &mut shown),
-                None => self.rest = record.to_vec(),
-            }
-        }
-        shown
-    }
-
-    fn record(&mut self, record: &[u8], shown: &mut Vec<u8>) {
-        let Some((time, is_whole, message)) = parse(record) else {
-            // Not of our writing; better shown than hidden.
-            shown.extend_from_slice(record);
-            shown.push(b'\n');
-            return;
-        };
-        if let Some(since) = self.since
-            && std::str::from_utf8(time)
-                .ok()
-                .and_then(|time| time.parse::<Timestamp>().ok())
-                .is_some_and(|time| time < since)
-        {
+        if !send(LogReader::new(path, options.clone()).follow(done.boxed()), lines).await {
             return;
         }
-        if self.timestamps && !self.is_in_line {
-            shown.extend_from_slice(time);
-            shown.push(b' ');
-        }
-        shown.extend_from_slice(message);
-        if is_whole {
-            shown.push(b'\n');
-        }
-        self.is_in_line = !is_whole;
+        attempt = match select(successor, ended.clone()).await {
+            Either::Left((Some(next), _)) => next,
+            _ => return,
+        };
+        options.tail_lines = None;
     }
 }
 
-/// `<time> <stream> <F|P> <message>`: the time, whether the line ends here, and the message.
-fn parse(record: &[u8]) -> Option<(&[u8], bool, &[u8])> {
-    let mut parts = record.splitn(4, |byte| *byte == b' ');
-    let (time, _stream, tag) = (parts.next()?, parts.next()?, parts.next()?);
-    let message = parts.next().unwrap_or_default();
-    match tag {
-        b"F" => Some((time, true, message)),
-        b"P" => Some((time, false, message)),
-        _ => None,
-    }
-}
-
-/// Where each line begins whose end is in `content`, or that is the begun last one.
-fn line_starts(content: &[u8]) -> Vec<usize> {
-    let mut starts = Vec::new();
-    let mut offset = 0;
-    let mut is_in_line = false;
-    for record in content.split_inclusive(|byte| *byte == b'\n') {
-        if !is_in_line {
-            starts.push(offset);
+/// The attempt after this one, once it has a log; `None` when the directory is gone.
+async fn successor(directory: PathBuf, attempt: u32) -> Option<u32> {
+    let inotify = Inotify::init().ok()?;
+    let mask = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE_SELF;
+    inotify.watches().add(&directory, mask).ok()?;
+    let mut changes = inotify.into_event_stream(vec![0; 4096]).ok()?;
+    loop {
+        if let Some(next) = logs::attempts(&directory).into_iter().find(|next| *next > attempt) {
+            return Some(next);
         }
-        is_in_line = parse(record.strip_suffix(b"\n").unwrap_or(record)).is_some_and(|(_, is_whole, _)| !is_whole);
-        offset += record.len();
+        let change = changes.next().await?.ok()?;
+        if change.mask.contains(inotify::EventMask::DELETE_SELF) {
+            return None;
+        }
     }
-    starts
 }
 
 #[cfg(test)]

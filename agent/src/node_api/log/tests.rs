@@ -1,3 +1,4 @@
+use std::fs::File;
 use std::io::Write;
 
 use futures::StreamExt;
@@ -21,31 +22,22 @@ fn options(pairs: &[(&str, &str)]) -> LogOptions {
     LogOptions::parse(&pairs).expect("valid")
 }
 
-fn read(directory: &TempDir, attempt: u64, pairs: &[(&str, &str)]) -> String {
-    let mut reader = Reader::new(directory.path().to_owned(), attempt, &options(pairs));
-    let mut all = Vec::new();
-    while let Some(chunk) = reader.next().expect("reads") {
-        all.extend(chunk);
-    }
-    String::from_utf8(all).expect("text")
-}
-
-#[test]
-fn files_are_read_from_the_oldest_on_and_lines_are_joined() {
+#[tokio::test]
+async fn a_log_is_read_as_asked() {
     let directory = tempfile::tempdir().expect("temporary directory");
-    write(&directory, "0.log.2", &line(1, "F", "one"));
-    write(&directory, "0.log.1", &(line(2, "F", "two") + &line(3, "P", "thr")));
-    write(&directory, "0.log", &(line(3, "F", "ee") + &line(4, "F", "four")));
-    assert_eq!(read(&directory, 0, &[]), "one\ntwo\nthree\nfour\n");
-    assert_eq!(read(&directory, 0, &[("tailLines", "1")]), "four\n");
-    assert_eq!(read(&directory, 0, &[("tailLines", "0")]), "");
-    assert_eq!(read(&directory, 0, &[("tailLines", "99")]), "one\ntwo\nthree\nfour\n");
-    assert_eq!(read(&directory, 0, &[("sinceTime", "2026-01-01T00:00:03Z")]), "three\nfour\n");
-    assert_eq!(
-        read(&directory, 0, &[("timestamps", "true"), ("tailLines", "1")]),
-        "2026-01-01T00:00:04.000000000Z four\n"
-    );
-    assert_eq!(attempts(directory.path()), [0]);
+    write(&directory, "0.log", &line(1, "F", "before"));
+    write(&directory, "1.log.1", &(line(2, "F", "two") + &line(3, "P", "thr")));
+    write(&directory, "1.log", &(line(3, "F", "ee") + &line(4, "F", "four")));
+    for (pairs, expected) in [
+        (&[][..], "two\nthree\nfour\n"),
+        (&[("previous", "true")], "before\n"),
+        (&[("tailLines", "1")], "four\n"),
+        (&[("timestamps", "true"), ("sinceTime", "2026-01-01T00:00:04Z")], "2026-01-01T00:00:04.000000000Z four\n"),
+    ] {
+        let body = open(directory.path().to_owned(), "a", &json!({}), options(pairs), std::future::pending());
+        let bytes = axum::body::to_bytes(body.expect("there is a log"), 1 << 20).await.expect("reads");
+        assert_eq!(String::from_utf8_lossy(&bytes), expected, "{pairs:?}");
+    }
 }
 
 #[test]
