@@ -180,7 +180,7 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
     let metrics = registry.clone();
     working.spawn("the reconcilers", {
         let client = client.clone();
-        async move { nodelet_controllers::run(client, drivers, settings, &metrics, token).await }
+        async move { Box::pin(nodelet_controllers::run(client, drivers, settings, &metrics, token)).await }
     });
     let source_metrics = SourceMetrics::register(&registry)?;
     let mut reports = Vec::new();

@@ -28,7 +28,7 @@ pub fn workload(pod: &Object) -> Result<Object, Vec<Fault>> {
 
     for (field, harmless) in WITHOUT_EFFECT {
         if let Some(value) = spec.remove(*field)
-            && !harmless.iter().any(|harmless| value == *harmless)
+            && !harmless.contains(&value)
         {
             fault(&format!("spec.{field}"), &format!("{value} cannot be honoured by a Workload"));
         }

@@ -52,6 +52,8 @@ fn containers_are_named_or_the_first() {
     assert!(LogOptions::parse(&[("tailLines".to_owned(), "-1".to_owned())]).is_err());
 }
 
+// The writer is another process in life: it takes its time without asking anybody.
+#[allow(clippy::disallowed_methods)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_loses_nothing_over_rotations_and_restarts() {
     const LINES: u32 = 3000;

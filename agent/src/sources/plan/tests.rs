@@ -32,12 +32,15 @@ fn told(plan: &SyncPlan) -> String {
     format!("apply [{apply}] delete [{delete}] keep [{keep}] faults {}", plan.faults.len())
 }
 
+/// A name, what came from the directory before, its files now, and what the plan says.
+type Case<'a> = (&'a str, Inventory, Vec<(&'a str, &'a str)>, &'a str);
+
 #[test]
 fn table() {
     let ab = [("a.yaml", A), ("b.yaml", B)];
     let both = format!("{A}---\n{B}");
     let bad = format!("{A}---\nkind: ConfigMap\n");
-    let cases: Vec<(&str, Inventory, Vec<(&str, &str)>, &str)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         (
             "first look",
             Inventory::default(),
