@@ -54,18 +54,22 @@ fn status(state: &NodeStateStatus, before: Option<&NodeStatus>) -> NodeStatus {
         // A heartbeat would be a write every few seconds on a node's flash; the agent's life shows in its metrics.
         last_heartbeat_time: None,
     });
-    let addresses = state.addresses.iter().map(|address| NodeAddress {
-        address: address.address.clone(),
-        type_: match address.type_ {
-            NodeAddressType::Hostname => "Hostname".to_owned(),
-            NodeAddressType::InternalIP => "InternalIP".to_owned(),
-        },
-    });
+    // The type is the key of this list: the first of each. NodeState has them all.
+    let mut addresses: Vec<NodeAddress> = Vec::new();
+    for address in &state.addresses {
+        let type_ = match address.type_ {
+            NodeAddressType::Hostname => "Hostname",
+            NodeAddressType::InternalIP => "InternalIP",
+        };
+        if !addresses.iter().any(|known| known.type_ == type_) {
+            addresses.push(NodeAddress { address: address.address.clone(), type_: type_.to_owned() });
+        }
+    }
     NodeStatus {
         capacity: resources(state.capacity.as_ref()),
         allocatable: resources(state.allocatable.as_ref()),
         conditions: Some(conditions.collect()),
-        addresses: Some(addresses.collect()),
+        addresses: Some(addresses),
         node_info: Some(NodeSystemInfo {
             boot_id: state.boot_id.clone().unwrap_or_default(),
             container_runtime_version: format!("containerd://{}", versions.containerd),

@@ -165,13 +165,22 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
             _ = facts.tick() => {}
             () = stop.cancelled() => return,
         }
-        if let Err(error) = write(&ctx).await {
-            // Also when the sources' condition was written meanwhile: once more, after the interval.
-            tracing::debug!("writing NodeState: {}", chain(&error));
-            ctx.report.shared.changed.notify_one();
-        }
+        let wait = match write(&ctx).await {
+            Ok(()) => {
+                ctx.attempts.succeeded("NodeState", &ctx.settings.node_name);
+                WRITE_INTERVAL
+            }
+            Err(error) => {
+                // Also when somebody else's condition was written meanwhile.
+                let retry = ctx.attempts.failed("NodeState", &ctx.settings.node_name).max(WRITE_INTERVAL);
+                tracing::warn!(retry_in = ?retry, "writing NodeState: {}", chain(&error));
+                ctx.report.shared.changed.notify_one();
+                retry
+            }
+        };
         tokio::select! {
-            () = tokio::time::sleep(WRITE_INTERVAL) => {}
+            // Cancel-safe: both only wait.
+            () = tokio::time::sleep(wait) => {}
             () = stop.cancelled() => return,
         }
     }
