@@ -21,6 +21,12 @@ pub(crate) fn config(command: &ConfigCommand, global: &Global, output: &Output) 
         ConfigCommand::Print => {
             let value = json!(read?);
             if !output.structured(&value)? {
+                let path = global.config.as_deref().unwrap_or(config::DEFAULT_PATH.as_ref());
+                let file = if path.exists() { "over the defaults" } else { "is not there: defaults" };
+                output.line(format!("# {} {file}", path.display()))?;
+                for config::Override { key, origin, .. } in config::from_environment(session::variables()) {
+                    output.line(format!("# {key}: {origin}"))?;
+                }
                 output.write(&yaml(&value)?)?;
             }
             Ok(Outcome::Done)
