@@ -105,7 +105,7 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
         Err(invalid) if deleting || object.spec.stopped => {
             // What cannot be understood can still be taken down.
             tracing::debug!(workload = %object_key(object), "taken down unchecked: {}", invalid.message);
-            desired::for_removal(object, &place).map_err(|e| apply::Error::Name(e))?
+            desired::for_removal(object, &place).map_err(apply::Error::Name)?
         }
         Err(invalid) => return Ok(refuse(ctx, object, invalid).await),
     };
