@@ -1,6 +1,8 @@
 //! A whole node in memory: the real API server in this process, the real reconcilers, fake drivers. What a user
 //! would declare goes in; what they would see comes out.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -136,7 +138,7 @@ impl TestNode {
         let (client, drivers, token) = (self.server.client("default"), self.drivers.clone(), stop.clone());
         let task = tokio::spawn(async move {
             let registry = prometheus::Registry::new();
-            nodelet_controllers::run(client, drivers, settings, &registry, token).await.unwrap();
+            Box::pin(nodelet_controllers::run(client, drivers, settings, &registry, token)).await.unwrap();
         });
         *self.agent.lock().unwrap() = Some((stop, task));
     }
