@@ -1,8 +1,9 @@
 //! A directory of manifests, followed by inotify: what is in it is in the API within a moment.
 //!
 //! One task owns everything here. A pass looks at the whole directory (events only say that it is time to), plans by
-//! [`plan_sync`], applies, deletes and remembers. What failed for a passing reason is tried again with back-off; what
-//! is wrong waits for an edit. Now and then everything is applied again, for changes that somebody made in the API.
+//! [`plan_sync`](super::plan::plan_sync), applies, deletes and remembers. What failed for a passing reason is tried
+//! again with back-off; what is wrong waits for an edit. Now and then everything is applied again, for changes that
+//! somebody made in the API.
 
 mod sync;
 mod watch;
