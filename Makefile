@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash -o pipefail
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-SCRIPTS := .ci/run $(filter-out tests/bin/check-licences,$(wildcard tests/bin/*))
+SCRIPTS := .ci/run $(filter-out %/check-licences %/__pycache__,$(wildcard tests/bin/*))
 HELM = $(shell tests/bin/fetch-helm)
 LOGGER_TARGET := $(shell uname -m)-unknown-linux-gnu
 
