@@ -80,13 +80,19 @@ pub async fn dereference(ctx: &Context, object: &Workload) -> Result<References,
     Ok(found)
 }
 
-/// Another workload that has the volume: one that has a sandbox, or that was there first.
+/// Another workload that has the volume: one that has a sandbox, or that was there first and does not wait for us.
 fn holder(ctx: &Context, object: &Workload, volume: &str) -> Option<String> {
     let has_sandbox =
         |w: &Workload| !ctx.sandboxes.of_workload(w.metadata.uid.as_deref().unwrap_or_default()).is_empty();
     if has_sandbox(object) {
         return None;
     }
+    let name = object.name_any();
+    let named = |name: &str| {
+        let namespace = object.namespace();
+        ctx.stores.workloads.find(|w| w.metadata.name.as_deref() == Some(name) && w.namespace() == namespace)
+    };
+    let waits_for_us = |w: &Workload| dependency_path(w, &name, named).is_some();
     let age = |w: &Workload| (w.metadata.creation_timestamp.as_ref().map(|t| t.0), w.metadata.uid.clone());
     let mut others: Vec<Arc<Workload>> = ctx
         .stores
@@ -97,7 +103,7 @@ fn holder(ctx: &Context, object: &Workload, volume: &str) -> Option<String> {
         .filter(|w| refs::volumes(w).any(|name| name == volume))
         .filter(|w| {
             let wants = !w.spec.stopped && w.metadata.deletion_timestamp.is_none();
-            has_sandbox(w) || (wants && age(w) < age(object))
+            has_sandbox(w) || (wants && age(w) < age(object) && !waits_for_us(w))
         })
         .collect();
     others.sort_by_key(|w| (!has_sandbox(w), age(w)));
@@ -106,14 +112,22 @@ fn holder(ctx: &Context, object: &Workload, volume: &str) -> Option<String> {
 
 /// The cycle of dependencies through `start`, if there is one.
 fn cycle(start: &Workload, other: impl Fn(&str) -> Option<Arc<Workload>>) -> Option<Vec<String>> {
-    let home = start.name_any();
+    dependency_path(start, &start.name_any(), other)
+}
+
+/// How `start` comes to depend on `target`: names, from the one to the other.
+fn dependency_path(
+    start: &Workload,
+    target: &str,
+    other: impl Fn(&str) -> Option<Arc<Workload>>,
+) -> Option<Vec<String>> {
     // Depth first; each name is entered once, so this ends whatever the graph looks like.
     let mut entered = std::collections::BTreeSet::new();
     let mut stack: Vec<(String, Vec<String>)> =
-        start.spec.depends_on.iter().map(|d| (d.name.clone(), vec![home.clone()])).collect();
+        start.spec.depends_on.iter().map(|d| (d.name.clone(), vec![start.name_any()])).collect();
     while let Some((name, mut path)) = stack.pop() {
         path.push(name.clone());
-        if name == home {
+        if name == target {
             return Some(path);
         }
         if !entered.insert(name.clone()) {
@@ -168,5 +182,7 @@ mod tests {
         // A cycle elsewhere is not this workload's.
         assert_eq!(cycle(&all[4], other), None);
         assert_eq!(cycle(&all[5], other).unwrap(), ["f", "f"]);
+        assert_eq!(dependency_path(&all[0], "c", other).unwrap(), ["a", "b", "c"]);
+        assert_eq!(dependency_path(&all[3], "c", other), None);
     }
 }
