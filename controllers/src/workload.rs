@@ -78,12 +78,14 @@ enum Error {
     Observe(#[from] observe::Error),
     #[error(transparent)]
     Apply(#[from] apply::Error),
+    #[error("removing the logs")]
+    Logs(#[source] std::io::Error),
 }
 
 impl Error {
     fn reason(&self) -> &'static str {
         match self {
-            Self::Api(_) => reasons::RECONCILE_ERROR,
+            Self::Api(_) | Self::Logs(_) => reasons::RECONCILE_ERROR,
             Self::Observe(_) => reasons::NODE_UNREADABLE,
             Self::Apply(error) => error.reason(),
         }
@@ -128,6 +130,8 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
     applied?;
     let Some(after) = after else { return Ok(Outcome::Settled) };
     if desired.intent == Intent::Delete && observe::is_clear(&after) {
+        let logs = log_directory(&ctx.settings.data_dir, object);
+        crate::blocking(move || nodelet_drivers::logs::remove(&logs)).await.map_err(Error::Logs)?;
         set_finalizer(&ctx.client, object, labels::FINALIZER, false).await?;
         return Ok(Outcome::Settled);
     }

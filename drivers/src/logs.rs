@@ -87,5 +87,13 @@ pub fn attempts(dir: &Path) -> Vec<u32> {
     attempts
 }
 
+/// Removes a directory of logs with all in it; absence is success. Their writers must have ended.
+pub fn remove(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 #[cfg(test)]
 mod tests;

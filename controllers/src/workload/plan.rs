@@ -9,6 +9,8 @@
 //! 6. A container that must be replaced keeps running until its successor's image is on the node.
 //! 7. A container that ended is restarted by the policy, after its back-off; its remains stay until the successor
 //!    runs, so that its logs and exit state can be read.
+//! 8. A workload that ran to its end gives back what it held (memory of its shim, addresses, volumes) once its status
+//!    tells how it ended; its logs stay until it is deleted.
 
 use std::time::Duration;
 
@@ -169,6 +171,7 @@ impl<'a> Planner<'a> {
         }
         self.clear_predecessors();
         if self.is_finished() {
+            self.clear_finished();
             return;
         }
         self.ensure_sandbox();
@@ -297,6 +300,25 @@ impl<'a> Planner<'a> {
             };
             code.is_some_and(|code| code == 0 || self.desired.restart == RestartPolicy::Never)
         })
+    }
+
+    /// Rule 8. The status is written before the remains go, so that a crash in between loses no exit code.
+    fn clear_finished(&mut self) {
+        let (desired, observed) = (self.desired, self.observed);
+        if observed.containers.is_empty() && observed.sandbox.is_none() {
+            return;
+        }
+        let told = |wish: &ContainerWish| observed.remembered.get(&wish.name).is_some_and(|r| r.exit_code.is_some());
+        if !desired.containers.iter().all(told) {
+            self.again(Duration::from_millis(20));
+            return;
+        }
+        for container in &observed.containers {
+            self.plan.steps.push(Step::Remove { id: container.id().clone() });
+        }
+        if observed.sandbox.is_some() {
+            self.plan.steps.push(Step::Teardown { id: desired.sandbox.spec.id.clone() });
+        }
     }
 
     /// Rule 4.

@@ -385,6 +385,16 @@ fn one_change_on_a_healthy_workload() {
             &[],
         ),
         (
+            "policy Never and ended, and the status tells: gives back what it held",
+            |d, o| {
+                d.restart = RestartPolicy::Never;
+                o.containers[0].container.state = exited(1, 0);
+                let remembered = Remembered { restarts: 0, exit_code: Some(1), next_attempt: 1 };
+                o.remembered.insert("main".into(), remembered);
+            },
+            &["remove web-1-main-0", "teardown web-1"],
+        ),
+        (
             "policy OnFailure and ended well",
             |d, o| {
                 d.restart = RestartPolicy::OnFailure;
