@@ -95,6 +95,8 @@ impl Registries {
                 std::fs::read(path).map_err(|e| failed(format!("reading the authority {}", path.display()), e))?;
             authorities.push(Certificate { encoding: CertificateEncoding::Pem, data });
         }
+        // One provider of cryptography for the process; somebody may have installed it before.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
         // Loopback is never reached through a proxy, whatever the environment says.
         let local = super::reference::is_loopback(&endpoint.host);
         let config = ClientConfig {
