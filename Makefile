@@ -3,12 +3,12 @@
 
 SHELL := /bin/bash -o pipefail
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-SCRIPTS := .ci/run $(filter-out %/check-licences %/__pycache__,$(wildcard tests/bin/*))
+SCRIPTS := .ci/run tests/vm/init $(filter-out %/check-licences %/__pycache__,$(wildcard tests/bin/*))
 HELM = $(shell tests/bin/fetch-helm)
 LOGGER_TARGET := $(shell uname -m)-unknown-linux-gnu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check e2e bench crds image images build logger deps clean
+.PHONY: help demo test check e2e vm bench crds image images build logger deps clean
 
 help: ## this menu
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,6 +34,9 @@ check: deps ## format, lints, docs, licences, generated files, chart, scripts
 	$(HELM) template nodelet charts/nodelet --kube-version 1.30.0 --include-crds >/dev/null
 	shellcheck $(SCRIPTS)
 	tests/bin/check-text
+
+vm: deps build images ## the same on cgroup v2, in a virtual machine: limits, memory kills, restarts of the agent
+	tests/bin/vm
 
 bench: deps build images ## measure against ctr, podman and docker on this machine; writes docs/benchmarks.md
 	cargo build --release -p nodelet -p nodelet-logger
