@@ -13,6 +13,7 @@ use kube::runtime::reflector::Store;
 use kube::{Api, Client, Resource, ResourceExt};
 use nodelet_crds::image::Image as ImageObject;
 use nodelet_crds::network::Network;
+use nodelet_crds::resource_limit::ResourceLimit;
 use nodelet_crds::workload::Workload;
 use nodelet_drivers::cgroups::Cgroups;
 use nodelet_drivers::images::Images;
@@ -75,6 +76,7 @@ pub struct Stores {
     pub workloads: Store<Workload>,
     pub images: Store<ImageObject>,
     pub networks: Store<Network>,
+    pub resource_limits: Store<ResourceLimit>,
 }
 
 /// Given to every reconcile.

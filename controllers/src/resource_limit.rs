@@ -9,6 +9,7 @@ use nodelet_crds::node_state::{NodeResourceLimit, PartPhase};
 use nodelet_crds::resource_limit::{ResourceLimit, ResourceUsage};
 use nodelet_crds::{labels, reasons};
 use nodelet_drivers::cgroups;
+use nodelet_drivers::ids::CgroupPath;
 
 use crate::context::{Context, chain, find, set_finalizer};
 use crate::controller::{Outcome, Reconciler, object_key};
@@ -93,7 +94,14 @@ async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Err
             return Ok(Outcome::Again(std::time::Duration::from_secs(2)));
         }
         let cgroups = ctx.drivers.cgroups.clone();
-        crate::blocking(move || cgroups.remove(&path)).await?;
+        let removed = crate::blocking(move || remove_if_empty(&*cgroups, &path)).await?;
+        if !removed {
+            // A workload that was moved elsewhere is still on its way out.
+            let message = "deleted when no process is left in it".to_owned();
+            let part = NodeResourceLimit { phase: PartPhase::Ready, message, ..part(object) };
+            publish(ctx, object, part, reasons::TERMINATING).await;
+            return Ok(Outcome::Again(std::time::Duration::from_secs(2)));
+        }
         return done(ctx, object).await;
     }
     set_finalizer(&ctx.client, object, labels::FINALIZER, true).await?;
@@ -125,12 +133,16 @@ async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Err
     Ok(Outcome::Again(std::time::Duration::from_secs(60)))
 }
 
+/// Removing a cgroup kills what is in it; here nothing may be.
+fn remove_if_empty(cgroups: &dyn cgroups::Cgroups, path: &CgroupPath) -> Result<bool, cgroups::Error> {
+    if !cgroups.pids(path)?.is_empty() {
+        return Ok(false);
+    }
+    cgroups.remove(path).map(|()| true)
+}
+
 /// Where the cgroup of a ResourceLimit is, following its parents.
-pub async fn cgroup_of(
-    ctx: &Context,
-    namespace: &str,
-    name: &str,
-) -> Result<Result<nodelet_drivers::ids::CgroupPath, Invalid>, kube::Error> {
+pub async fn cgroup_of(ctx: &Context, namespace: &str, name: &str) -> Result<Result<CgroupPath, Invalid>, kube::Error> {
     match find::<ResourceLimit>(&ctx.client, namespace, name).await? {
         Some(object) => place(ctx, &object).await,
         None => Ok(Err(Invalid {
@@ -140,10 +152,7 @@ pub async fn cgroup_of(
     }
 }
 
-async fn place(
-    ctx: &Context,
-    object: &ResourceLimit,
-) -> Result<Result<nodelet_drivers::ids::CgroupPath, Invalid>, kube::Error> {
+async fn place(ctx: &Context, object: &ResourceLimit) -> Result<Result<CgroupPath, Invalid>, kube::Error> {
     let namespace = object.namespace().unwrap_or_default();
     let mut chain = vec![object.name_any()];
     let mut parent = object.spec.parent.clone();
@@ -184,6 +193,9 @@ fn members(ctx: &Context, object: &ResourceLimit) -> Vec<String> {
         .filter(|w| w.namespace() == namespace && w.spec.resource_limit.as_deref() == Some(name.as_str()))
         .map(|w| w.name_any())
         .collect();
+    let below = ctx.stores.resource_limits.state();
+    let below = below.iter().filter(|l| l.namespace() == namespace && l.spec.parent.as_deref() == Some(name.as_str()));
+    members.extend(below.map(|l| format!("ResourceLimit {}", l.name_any())));
     members.sort();
     members
 }

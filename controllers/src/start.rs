@@ -77,7 +77,12 @@ pub async fn run(
 
     let pulls = Pulls::new(drivers.images.clone(), shutdown.clone());
     let containers = ContainerCache::new(drivers.runtime.clone());
-    let stores = Stores { workloads: workloads.store(), images: images.store(), networks: networks.store() };
+    let stores = Stores {
+        workloads: workloads.store(),
+        images: images.store(),
+        networks: networks.store(),
+        resource_limits: limits.store(),
+    };
     let (wake_workload, woken_workloads) = mpsc::channel::<ObjectRef<Workload>>(1024);
     let probers = Probers::new(wake_workload.clone());
     let ctx = Context::new(client.clone(), drivers, settings, metrics, pulls, containers, report, stores, probers);
@@ -131,7 +136,7 @@ pub async fn run(
         every(),
         {
             let ctx = ctx.clone();
-            move |o| refs::limits_below(&ctx, &o)
+            move |o| refs::limits_around(&ctx, &o)
         },
     );
 

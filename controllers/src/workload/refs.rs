@@ -73,16 +73,14 @@ pub fn limit_of(object: Workload) -> Option<ObjectRef<ResourceLimit>> {
     object.spec.resource_limit.as_deref().map(|name| object_ref(&namespace, name))
 }
 
-/// ResourceLimits whose place depends on this one. Kept coarse: parents change rarely.
-pub fn limits_below(_: &Arc<Context>, object: &ResourceLimit) -> Vec<ObjectRef<ResourceLimit>> {
-    object
-        .status
-        .as_ref()
-        .map(|status| status.members.clone())
-        .unwrap_or_default()
-        .iter()
-        .map(|name| object_ref(&object.namespace().unwrap_or_default(), name))
-        .collect()
+/// ResourceLimits directly below this one, and the one above it: their place, or their members, changed.
+pub fn limits_around(ctx: &Arc<Context>, object: &ResourceLimit) -> Vec<ObjectRef<ResourceLimit>> {
+    let (namespace, name) = (object.namespace(), object.name_any());
+    let state = ctx.stores.resource_limits.state();
+    let below = state.iter().filter(|l| l.namespace() == namespace && l.spec.parent.as_deref() == Some(&name));
+    let mut around: Vec<_> = below.map(|limit| ObjectRef::from_obj(&**limit)).collect();
+    around.extend(object.spec.parent.as_deref().map(|parent| object_ref(&namespace.unwrap_or_default(), parent)));
+    around
 }
 
 /// Images that take credentials from the Secret.
