@@ -46,8 +46,10 @@ fn a_deleted_container_comes_back(node: &mut Node) -> Result<()> {
     node.ctr(&["containers", "delete", &id]).or_else(|_refused| {
         node.ctr(&["task", "kill", "-s", "KILL", &id])?;
         until(PATIENCE, "the container to be deletable", || {
+            // The agent may have cleared it away before us.
             let _gone = node.ctr(&["task", "delete", &id]);
-            Ok(node.ctr(&["containers", "delete", &id]).ok())
+            let _gone = node.ctr(&["containers", "delete", &id]);
+            Ok((!node.ctr(&["containers", "ls", "-q"])?.lines().any(|left| left == id)).then_some(()))
         })
     })?;
     node.until_workload("server", "another container", |workload| {
