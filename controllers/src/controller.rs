@@ -1,5 +1,5 @@
 //! The loop of every reconciler, written once: watch, queue, back-off, metrics. It is `kube_runtime`'s controller; a
-//! kind supplies one function that cannot fail, since its outcome also describes failure.
+//! kind supplies one pass over an object, and what to report when that failed.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use kube::runtime::Controller;
 use kube::runtime::controller::{Action, Config};
+use kube::runtime::events::EventType;
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::Context;
+use crate::context::{Context, chain};
 
 /// A controller over all objects of a kind, woken by changes of what is wanted: a status that we write ourselves is no
 /// reason to look again, and must not outrun a back-off.
@@ -61,11 +62,25 @@ pub trait Reconciler: Send + Sync + 'static {
     /// The kind.
     type Kind: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static;
 
+    /// Why a pass failed: for a reason of the node or the API. What only an edit can mend is no error, but a status.
+    type Error: std::error::Error + Send + 'static;
+
     /// Its name, for logs and metrics.
     const KIND: &'static str;
 
     /// Brings one object a step nearer to what it should be, writes its status, and says when to look again.
-    fn reconcile(ctx: Arc<Context>, object: Arc<Self::Kind>) -> impl Future<Output = Outcome> + Send;
+    fn pass(ctx: &Arc<Context>, object: &Self::Kind) -> impl Future<Output = Result<Outcome, Self::Error>> + Send;
+
+    /// The reason constant for `error`, as conditions and Events give it.
+    fn reason(error: &Self::Error) -> &'static str;
+
+    /// Writes into the status that a pass failed; `message` says why and when the next try is.
+    fn publish_failure(
+        ctx: &Context,
+        object: &Self::Kind,
+        reason: &'static str,
+        message: String,
+    ) -> impl Future<Output = ()> + Send;
 }
 
 /// Runs `R` over every object that `controller` names, until `stop`; passes under way are finished.
@@ -93,7 +108,7 @@ where
 async fn reconcile_one<R: Reconciler>(object: Arc<R::Kind>, ctx: Arc<Context>) -> Result<Action, Infallible> {
     let started = Instant::now();
     let name = object_key(&*object);
-    let outcome = R::reconcile(ctx.clone(), object).await;
+    let outcome = reconcile::<R>(&ctx, &object, &name).await;
     ctx.metrics.reconcile_seconds.with_label_values(&[R::KIND]).observe(started.elapsed().as_secs_f64());
     let (result, action) = match outcome {
         Outcome::Settled => ("settled", Action::requeue(ctx.settings.audit)),
@@ -103,6 +118,25 @@ async fn reconcile_one<R: Reconciler>(object: Arc<R::Kind>, ctx: Arc<Context>) -
     ctx.metrics.reconciles.with_label_values(&[R::KIND, result]).inc();
     tracing::debug!(kind = R::KIND, object = %name, result, took = ?started.elapsed(), "reconciled");
     Ok(action)
+}
+
+/// A pass whose failure is logged, told in an Event and in the status, and tried again later and later.
+async fn reconcile<R: Reconciler>(ctx: &Arc<Context>, object: &R::Kind, key: &str) -> Outcome {
+    let error = match R::pass(ctx, object).await {
+        Ok(outcome) => {
+            ctx.attempts.succeeded(R::KIND, key);
+            return outcome;
+        }
+        Err(error) => error,
+    };
+    let retry = ctx.attempts.failed(R::KIND, key);
+    let (reason, cause) = (R::reason(&error), chain(&error));
+    let message = format!("{cause}; next try in {} s", retry.as_secs() + 1);
+    tracing::warn!(kind = R::KIND, object = key, "reconcile failed: {message}");
+    // Without the time, so that the same failure again is the same Event.
+    ctx.event(object, EventType::Warning, reason, cause).await;
+    R::publish_failure(ctx, object, reason, message).await;
+    Outcome::Failed(retry)
 }
 
 /// `<namespace>/<name>`, or the name alone for cluster-scoped objects.

@@ -31,38 +31,37 @@ pub struct Images;
 
 impl Reconciler for Images {
     type Kind = Image;
+    type Error = Error;
     const KIND: &'static str = "Image";
 
-    async fn reconcile(ctx: Arc<Context>, object: Arc<Image>) -> Outcome {
-        let key = object_key(&*object);
-        match pass(&ctx, &object, &key).await {
-            Ok(outcome) => {
-                if outcome == Outcome::Settled {
-                    ctx.attempts.succeeded(Self::KIND, &key);
-                }
-                outcome
-            }
-            Err(error) => {
-                let retry = ctx.attempts.failed(Self::KIND, &key);
-                tracing::warn!(image = %key, retry_in = ?retry, "reconcile failed: {}", chain(&error));
-                let part = NodeImage { message: chain(&error), phase: ImagePhase::Failed, ..image_part(&object) };
-                publish(&ctx, &object, part, reasons::RECONCILE_ERROR).await;
-                Outcome::Failed(retry)
-            }
+    async fn pass(ctx: &Arc<Context>, object: &Image) -> Result<Outcome, Error> {
+        pass(ctx, object).await
+    }
+
+    fn reason(error: &Error) -> &'static str {
+        match error {
+            Error::Api(_) | Error::Images(_) => reasons::RECONCILE_ERROR,
         }
+    }
+
+    async fn publish_failure(ctx: &Context, object: &Image, reason: &'static str, message: String) {
+        let part = NodeImage { message, phase: ImagePhase::Failed, ..image_part(object) };
+        publish(ctx, object, part, reason).await;
     }
 }
 
 /// A pass failed for a reason of the node or the API.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub enum Error {
+    /// The API did not answer as it should.
     #[error("talking to the API")]
     Api(#[from] kube::Error),
+    /// The image driver.
     #[error("looking at the images of the node")]
     Images(#[source] images::Error),
 }
 
-async fn pass(ctx: &Arc<Context>, object: &Image, key: &str) -> Result<Outcome, Error> {
+async fn pass(ctx: &Arc<Context>, object: &Image) -> Result<Outcome, Error> {
     if object.metadata.deletion_timestamp.is_some() {
         return let_go(ctx, object).await;
     }
@@ -85,7 +84,7 @@ async fn pass(ctx: &Arc<Context>, object: &Image, key: &str) -> Result<Outcome, 
     };
     let observed = observe(ctx, object, &desired).await?;
     let plan = plan::plan(&desired, &observed);
-    tracing::debug!(image = key, ?plan, "plan");
+    tracing::debug!(image = %object_key(object), ?plan, "plan");
     apply(ctx, object, &desired, observed, plan).await
 }
 

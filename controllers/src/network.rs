@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use kube::ResourceExt;
-use kube::runtime::events::EventType;
 use nodelet_crds::common::{condition_type, now, set_condition};
 use nodelet_crds::network::{Network, Subnet as ApiSubnet};
 use nodelet_crds::node_state::{NodeNetwork, PartPhase};
@@ -26,46 +25,37 @@ pub struct Networks;
 
 impl Reconciler for Networks {
     type Kind = Network;
+    type Error = Error;
     const KIND: &'static str = "Network";
 
-    async fn reconcile(ctx: Arc<Context>, object: Arc<Network>) -> Outcome {
-        let key = object_key(&*object);
-        match pass(&ctx, &object).await {
-            Ok(outcome) => {
-                ctx.attempts.succeeded(Self::KIND, &key);
-                outcome
-            }
-            Err(error) => {
-                let retry = ctx.attempts.failed(Self::KIND, &key);
-                let message = format!("{}; next try in {} s", chain(&error), retry.as_secs() + 1);
-                tracing::warn!(network = %key, "reconcile failed: {message}");
-                let reason = error.reason();
-                ctx.event(&*object, EventType::Warning, reason, message.clone()).await;
-                publish(&ctx, &object, NodeNetwork { phase: PartPhase::Failed, message, ..part(&object) }, reason)
-                    .await;
-                Outcome::Failed(retry)
-            }
+    async fn pass(ctx: &Arc<Context>, object: &Network) -> Result<Outcome, Error> {
+        pass(ctx, object).await
+    }
+
+    fn reason(error: &Error) -> &'static str {
+        match error {
+            Error::Network(network::Error::Overlap { .. }) => reasons::SUBNET_CONFLICT,
+            Error::Network(network::Error::Exhausted { .. }) => reasons::NO_FREE_SUBNET,
+            Error::Network(_) => reasons::NETWORK_FAILED,
+            Error::Api(_) => reasons::RECONCILE_ERROR,
         }
+    }
+
+    async fn publish_failure(ctx: &Context, object: &Network, reason: &'static str, message: String) {
+        let part = NodeNetwork { phase: PartPhase::Failed, message, ..part(object) };
+        publish(ctx, object, part, reason).await;
     }
 }
 
+/// A pass failed for a reason of the node or the API.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub enum Error {
+    /// The API did not answer as it should.
     #[error("talking to the API")]
     Api(#[from] kube::Error),
+    /// The network driver.
     #[error("making the network")]
     Network(#[from] network::Error),
-}
-
-impl Error {
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Network(network::Error::Overlap { .. }) => reasons::SUBNET_CONFLICT,
-            Self::Network(network::Error::Exhausted { .. }) => reasons::NO_FREE_SUBNET,
-            Self::Network(_) => reasons::NETWORK_FAILED,
-            Self::Api(_) => reasons::RECONCILE_ERROR,
-        }
-    }
 }
 
 async fn pass(ctx: &Arc<Context>, object: &Network) -> Result<Outcome, Error> {

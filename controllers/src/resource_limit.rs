@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use kube::ResourceExt;
-use kube::runtime::events::EventType;
 use nodelet_crds::common::{condition_type, now, set_condition};
 use nodelet_crds::node_state::{NodeResourceLimit, PartPhase};
 use nodelet_crds::resource_limit::{ResourceLimit, ResourceUsage};
@@ -26,37 +25,34 @@ const MAX_DEPTH: usize = 8;
 
 impl Reconciler for ResourceLimits {
     type Kind = ResourceLimit;
+    type Error = Error;
     const KIND: &'static str = "ResourceLimit";
 
-    async fn reconcile(ctx: Arc<Context>, object: Arc<ResourceLimit>) -> Outcome {
-        let key = object_key(&*object);
-        match pass(&ctx, &object).await {
-            Ok(outcome) => {
-                ctx.attempts.succeeded(Self::KIND, &key);
-                outcome
-            }
-            Err(error) => {
-                let retry = ctx.attempts.failed(Self::KIND, &key);
-                let message = format!("{}; next try in {} s", chain(&error), retry.as_secs() + 1);
-                tracing::warn!(resource_limit = %key, "reconcile failed: {message}");
-                let reason = match &error {
-                    Error::Cgroup(cgroups::Error::Unsupported { .. }) => reasons::CONTROLLER_MISSING,
-                    Error::Cgroup(_) => reasons::CGROUP_FAILED,
-                    Error::Api(_) => reasons::RECONCILE_ERROR,
-                };
-                ctx.event(&*object, EventType::Warning, reason, message.clone()).await;
-                let part = NodeResourceLimit { phase: PartPhase::Failed, message, ..part(&object) };
-                publish(&ctx, &object, part, reason).await;
-                Outcome::Failed(retry)
-            }
+    async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Error> {
+        pass(ctx, object).await
+    }
+
+    fn reason(error: &Error) -> &'static str {
+        match error {
+            Error::Cgroup(cgroups::Error::Unsupported { .. }) => reasons::CONTROLLER_MISSING,
+            Error::Cgroup(_) => reasons::CGROUP_FAILED,
+            Error::Api(_) => reasons::RECONCILE_ERROR,
         }
+    }
+
+    async fn publish_failure(ctx: &Context, object: &ResourceLimit, reason: &'static str, message: String) {
+        let part = NodeResourceLimit { phase: PartPhase::Failed, message, ..part(object) };
+        publish(ctx, object, part, reason).await;
     }
 }
 
+/// A pass failed for a reason of the node or the API.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub enum Error {
+    /// The API did not answer as it should.
     #[error("talking to the API")]
     Api(#[from] kube::Error),
+    /// The cgroup driver.
     #[error("setting the limits")]
     Cgroup(#[from] cgroups::Error),
 }

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use kube::ResourceExt;
-use kube::runtime::events::EventType;
 use nodelet_crds::common::{condition_type, now, set_condition};
 use nodelet_crds::volume::{ReclaimPolicy, Volume, VolumePhase, VolumeStatus};
 use nodelet_crds::workload::Workload;
@@ -25,31 +24,32 @@ pub struct Volumes;
 
 impl Reconciler for Volumes {
     type Kind = Volume;
+    type Error = Error;
     const KIND: &'static str = "Volume";
 
-    async fn reconcile(ctx: Arc<Context>, object: Arc<Volume>) -> Outcome {
-        let key = object_key(&*object);
-        match pass(&ctx, &object).await {
-            Ok(outcome) => {
-                ctx.attempts.succeeded(Self::KIND, &key);
-                outcome
-            }
-            Err(error) => {
-                let retry = ctx.attempts.failed(Self::KIND, &key);
-                let message = format!("{}; next try in {} s", chain(&error), retry.as_secs() + 1);
-                tracing::warn!(volume = %key, "reconcile failed: {message}");
-                ctx.event(&*object, EventType::Warning, reasons::MOUNT_FAILED, message.clone()).await;
-                write(&ctx, &object, State::failed(reasons::MOUNT_FAILED, message)).await;
-                Outcome::Failed(retry)
-            }
+    async fn pass(ctx: &Arc<Context>, object: &Volume) -> Result<Outcome, Error> {
+        pass(ctx, object).await
+    }
+
+    fn reason(error: &Error) -> &'static str {
+        match error {
+            Error::Api(_) => reasons::RECONCILE_ERROR,
+            Error::Volume(_) => reasons::MOUNT_FAILED,
         }
+    }
+
+    async fn publish_failure(ctx: &Context, object: &Volume, reason: &'static str, message: String) {
+        write(ctx, object, State::failed(reason, message)).await;
     }
 }
 
+/// A pass failed for a reason of the node or the API.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub enum Error {
+    /// The API did not answer as it should.
     #[error("talking to the API")]
     Api(#[from] kube::Error),
+    /// The volume driver.
     #[error("providing the volume")]
     Volume(#[from] volumes::Error),
 }

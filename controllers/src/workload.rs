@@ -14,7 +14,7 @@ use nodelet_crds::workload::volume_source::HostPathType as ApiHostPathType;
 use nodelet_crds::{labels, reasons};
 use nodelet_drivers::volumes::HostPathType;
 
-use crate::context::{Context, chain, set_finalizer};
+use crate::context::{Context, set_finalizer};
 use crate::controller::{Outcome, Reconciler, object_key};
 use crate::invalid::Invalid;
 
@@ -45,51 +45,44 @@ pub struct Workloads;
 
 impl Reconciler for Workloads {
     type Kind = Workload;
+    type Error = Error;
     const KIND: &'static str = "Workload";
 
-    async fn reconcile(ctx: Arc<Context>, object: Arc<Workload>) -> Outcome {
-        let key = object_key(&*object);
+    async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
         if object.spec.node_name.as_deref().is_some_and(|node| node != ctx.settings.node_name) {
-            return Outcome::Settled;
+            return Ok(Outcome::Settled);
         }
-        match pass(&ctx, &object).await {
-            Ok(outcome) => {
-                ctx.attempts.succeeded(Self::KIND, &key);
-                outcome
-            }
-            Err(error) => {
-                let retry = ctx.attempts.failed(Self::KIND, &key);
-                let message = format!("{}; next try in {} s", chain(&error), retry.as_secs() + 1);
-                tracing::warn!(workload = %key, "reconcile failed: {message}");
-                ctx.event(&*object, EventType::Warning, error.reason(), chain(&error)).await;
-                status::publish(&ctx, &object, Report::Failed { reason: error.reason(), message }).await;
-                Outcome::Failed(retry)
-            }
+        pass(ctx, object).await
+    }
+
+    fn reason(error: &Error) -> &'static str {
+        match error {
+            Error::Api(_) | Error::Logs(_) => reasons::RECONCILE_ERROR,
+            Error::Observe(_) => reasons::NODE_UNREADABLE,
+            Error::Apply(error) => error.reason(),
         }
+    }
+
+    async fn publish_failure(ctx: &Context, object: &Workload, reason: &'static str, message: String) {
+        status::publish(ctx, object, Report::Failed { reason, message }).await;
     }
 }
 
 /// A pass failed for a reason of the node or the API.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub enum Error {
+    /// The API did not answer as it should.
     #[error("talking to the API")]
     Api(#[from] kube::Error),
+    /// The node cannot be looked at.
     #[error("looking at the node")]
     Observe(#[from] observe::Error),
+    /// A step of the plan.
     #[error(transparent)]
     Apply(#[from] apply::Error),
+    /// The log files of a deleted Workload cannot be removed.
     #[error("removing the logs")]
     Logs(#[source] std::io::Error),
-}
-
-impl Error {
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Api(_) | Self::Logs(_) => reasons::RECONCILE_ERROR,
-            Self::Observe(_) => reasons::NODE_UNREADABLE,
-            Self::Apply(error) => error.reason(),
-        }
-    }
 }
 
 async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
