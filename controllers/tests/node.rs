@@ -18,13 +18,14 @@ use nodelet_crds::common::{find_condition, is_true};
 use nodelet_crds::image::Image as ImageObject;
 use nodelet_crds::network::Network;
 use nodelet_crds::node_state::NodeState;
+use nodelet_crds::resource_limit::ResourceLimit;
 use nodelet_crds::volume::Volume;
 use nodelet_crds::workload::{Workload, WorkloadPhase};
 use nodelet_drivers::cgroups::fake::FakeCgroups;
 use nodelet_drivers::ids::{CgroupPath, ContainerId};
 use nodelet_drivers::images::{Error, Fetch, Image, Images, OnProgress, Source, normalize};
+use nodelet_drivers::network::Networks;
 use nodelet_drivers::network::fake::FakeNetworks;
-use nodelet_drivers::network::{NetworkEvent, Networks};
 use nodelet_drivers::runtime::Runtime;
 use nodelet_drivers::runtime::fake::FakeRuntime;
 use nodelet_drivers::sandbox::Sandboxes;
@@ -157,6 +158,7 @@ impl TestNode {
             "Workload" => drop(self.api::<Workload>().patch(name, &params, &patch).await.unwrap()),
             "Volume" => drop(self.api::<Volume>().patch(name, &params, &patch).await.unwrap()),
             "Image" => drop(self.api::<ImageObject>().patch(name, &params, &patch).await.unwrap()),
+            "ResourceLimit" => drop(self.api::<ResourceLimit>().patch(name, &params, &patch).await.unwrap()),
             "ConfigMap" => drop(self.api::<ConfigMap>().patch(name, &params, &patch).await.unwrap()),
             other => panic!("{other}"),
         }
@@ -299,7 +301,6 @@ async fn what_others_break_is_repaired_by_the_event() {
         assert!(tokio::time::Instant::now() < deadline, "the rules were not put back");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let _ = NetworkEvent::Resync;
     node.stop_agent().await;
 }
 
@@ -410,5 +411,37 @@ async fn the_node_tells_of_itself() {
     let seen = await_condition(nodes, "edge", |n: Option<&Node>| n.is_some_and(|n| n.status.is_some()));
     let seen = tokio::time::timeout(Duration::from_secs(20), seen).await.expect("Node").unwrap().unwrap();
     assert_eq!(seen.labels()["kubernetes.io/hostname"], "edge");
+    node.stop_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_goes_after_the_limits_and_workloads_below_it() {
+    let node = TestNode::start().await;
+    let limit = |name: &str, spec: serde_json::Value| {
+        serde_json::json!({
+            "apiVersion": "nodelet.dev/v1alpha1", "kind": "ResourceLimit", "metadata": {"name": name}, "spec": spec
+        })
+    };
+    node.apply(limit("tenants", serde_json::json!({"memory": {"max": "512Mi"}}))).await;
+    node.apply(limit("blue", serde_json::json!({"parent": "tenants", "memory": {"max": "64Mi"}}))).await;
+    node.apply(web(serde_json::json!({"resourceLimit": "blue"}))).await;
+    node.ready("web").await;
+    for name in ["tenants", "blue"] {
+        node.api::<ResourceLimit>().delete(name, &DeleteParams::default()).await.unwrap();
+    }
+    for (name, user) in [("tenants", "used by ResourceLimit blue"), ("blue", "used by web")] {
+        node.until(name, "held back", move |l: Option<&ResourceLimit>| {
+            l.and_then(|l| l.status.as_ref())
+                .is_some_and(|s| find_condition(&s.conditions, "Ready").is_some_and(|c| c.message.contains(user)))
+        })
+        .await;
+    }
+    let below = CgroupPath::new("/nodelet/limit-default.tenants/limit-default.blue").unwrap();
+    assert!(node.drivers.cgroups.stat(&below).unwrap().is_some(), "held back with its cgroup");
+    node.api::<Workload>().delete("web", &DeleteParams::default()).await.unwrap();
+    for name in ["blue", "tenants"] {
+        node.until(name, "gone", |l: Option<&ResourceLimit>| l.is_none()).await;
+    }
+    assert!(node.drivers.cgroups.stat(&below).unwrap().is_none());
     node.stop_agent().await;
 }
