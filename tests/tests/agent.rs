@@ -4,7 +4,8 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use nodelet_tests::containerd::{Release, SOCKET};
-use nodelet_tests::node::{Node, api};
+use nodelet_tests::node::{Node, PATIENCE, api};
+use nodelet_tests::wait::until;
 
 nodelet_tests::on_containerd!(health_and_metrics_are_served, an_orderly_stop_leaves_workloads_alone);
 
@@ -25,13 +26,27 @@ fn health_and_metrics_are_served(node: &mut Node) -> Result<()> {
     let metrics = node.fetch("http://127.0.0.1:9440/metrics")?;
     let ours = metrics.lines().filter(|line| line.starts_with("nodelet_")).count();
     ensure!(ours >= 5, "{metrics}");
-    // Without containerd the agent lives, and works on when it is back.
+    // Without containerd the agent lives and says what it lacks, and works on when it is back.
     node.kill_containerd()?;
+    until_containerd_is(node, "False")?;
+    ensure!(node.fetch("http://127.0.0.1:9440/readyz").is_err(), "ready without containerd");
     node.fetch("http://127.0.0.1:9440/healthz")?;
     node.nodelet(&["get", "workloads"])?;
     node.start_containerd()?;
+    until_containerd_is(node, "True")?;
+    node.until_page("http://127.0.0.1:9440/readyz")?;
     node.nodelet(&["delete", "workload", "sleeper"])?;
     node.until_gone("workloads", "sleeper")
+}
+
+fn until_containerd_is(node: &Node, status: &str) -> Result<()> {
+    until(PATIENCE, &format!("condition ContainerdReady to be {status}"), || {
+        let states = node.get("/apis/nodelet.dev/v1alpha1/nodestates")?.context("NodeStates")?;
+        let ready =
+            api::condition(&states["items"][0], "ContainerdReady").map(|condition| condition["status"] == status);
+        Ok(ready.filter(|reached| *reached).map(|_| ()))
+    })
+    .with_context(|| node.explain())
 }
 
 fn an_orderly_stop_leaves_workloads_alone(node: &mut Node) -> Result<()> {

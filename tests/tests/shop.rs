@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use nodelet_tests::node::{MANIFESTS, Node, PATIENCE};
+use nodelet_tests::node::{MANIFESTS, Node, PATIENCE, api};
 use nodelet_tests::wait::until;
 
 nodelet_tests::on_each_containerd!(the_shop_opens_changes_and_closes);
@@ -54,12 +54,17 @@ fn every_example_runs(node: &mut Node) -> Result<()> {
         for (kind, object) in kinds.zip(names) {
             let plural = format!("{}s", kind.to_lowercase());
             until(PATIENCE, &format!("{plural}/{object} of {name}"), || {
-                Ok(node.object(&plural, object)?.filter(nodelet_tests::node::api::ready))
+                Ok(node.object(&plural, object)?.filter(api::ready))
             })
             .with_context(|| node.explain())?;
         }
     }
     ensure!(node.until_page("http://127.0.0.1:8000/")?.contains("hello from hello"));
+    // An example that crashes and is restarted is Ready now and then.
+    let workloads = node.get("/apis/nodelet.dev/v1alpha1/workloads")?.context("Workloads")?;
+    for workload in workloads["items"].as_array().context("a list")? {
+        ensure!(api::restarts(workload) == 0, "it was restarted: {workload:#}");
+    }
     for (_, text) in files("")? {
         fs::write(node.namespaces.path("/run/example.yaml"), text)?;
         node.nodelet(&["delete", "-f", "/run/example.yaml"])?;
