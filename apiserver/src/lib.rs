@@ -3,7 +3,7 @@
 //! It serves the custom resources it is given and the few core kinds that they need, with the behaviour of a real
 //! kube-apiserver: discovery, list and watch, optimistic concurrency, every kind of patch, server-side apply,
 //! schema validation with defaults, finalizers, garbage collection. It knows nothing of containers; what concerns
-//! running things (logs, exec) it hands to [`Subresources`].
+//! running things it hands to [`Subresources`] (logs) and [`Streams`] (exec, attach, port-forward).
 //!
 //! Reading a request's way through the crate: [`Server`] takes it apart (`request.rs`), `verbs/` does what it asks,
 //! `admission.rs` makes objects well-formed, `apply/` keeps track of who set which field, `store.rs` makes changes
@@ -32,6 +32,7 @@ mod serve;
 mod server;
 mod status;
 mod store;
+mod streams;
 mod subresources;
 mod table;
 mod verbs;
@@ -42,4 +43,7 @@ pub use request::{Trusted, User};
 pub use serve::ServeError;
 pub use server::{Api, Options, Server, Validator};
 pub use store::{BackupError, OpenError, restore};
+pub use streams::{
+    Input, Output, PortConnection, Process, StdStreams, StreamError, StreamKind, StreamTarget, Streams, TerminalSize,
+};
 pub use subresources::{SubresourceRequest, Subresources};

@@ -21,6 +21,7 @@ use crate::registry::{Registry, served_definition};
 use crate::request::{Context, Target, Trusted, User, segments};
 use crate::status::ApiError;
 use crate::store::{BackupError, Expect, Key, OpenError, Store, Write};
+use crate::streams::Streams;
 use crate::subresources::{SubresourceRequest, Subresources};
 use crate::{access, admission, body, discovery, garbage, represent, verbs};
 
@@ -79,6 +80,7 @@ pub(crate) struct Inner {
 pub struct Server {
     pub(crate) inner: Arc<Inner>,
     pub(crate) subresources: Option<Arc<dyn Subresources>>,
+    pub(crate) streams: Option<Arc<dyn Streams>>,
 }
 
 impl fmt::Debug for Server {
@@ -105,13 +107,20 @@ impl Server {
             .name("store-garbage".into())
             .spawn(move || garbage::run(&weak, &changed))
             .map_err(|source| OpenError::Thread { source })?;
-        Ok(Self { inner, subresources: None })
+        Ok(Self { inner, subresources: None, streams: None })
     }
 
     /// Lets `subresources` answer what concerns running things.
     #[must_use]
     pub fn with_subresources(mut self, subresources: Arc<dyn Subresources>) -> Self {
         self.subresources = Some(subresources);
+        self
+    }
+
+    /// Lets `streams` reach what runs: serves `exec`, `attach` and `portforward` of Workloads and Pods.
+    #[must_use]
+    pub fn with_streams(mut self, streams: Arc<dyn Streams>) -> Self {
+        self.streams = Some(streams);
         self
     }
 
