@@ -23,7 +23,7 @@ use nodelet_crds::volume::Volume;
 use nodelet_crds::workload::{Workload, WorkloadPhase};
 use nodelet_drivers::cgroups::fake::FakeCgroups;
 use nodelet_drivers::ids::{CgroupPath, ContainerId};
-use nodelet_drivers::images::{Error, Fetch, Image, Images, OnProgress, Source, normalize};
+use nodelet_drivers::images::{Disk, Error, Fetch, Fetched, Image, Images, OnProgress, Source, normalize};
 use nodelet_drivers::network::Networks;
 use nodelet_drivers::network::fake::FakeNetworks;
 use nodelet_drivers::runtime::Runtime;
@@ -56,6 +56,15 @@ impl Images for InstantImages {
 
     async fn list(&self) -> Result<Vec<Image>, Error> {
         Ok(self.present.lock().unwrap().iter().cloned().map(Self::image).collect())
+    }
+
+    async fn list_fetched(&self) -> Result<Vec<Fetched>, Error> {
+        let fetched = |i: &Image| Fetched { reference: i.reference.clone(), digest: i.digest.clone(), size: i.size };
+        Ok(self.list().await?.iter().map(fetched).collect())
+    }
+
+    async fn disk(&self) -> Result<Disk, Error> {
+        Ok(Disk::default())
     }
 
     async fn fetch(&self, fetch: &Fetch, _: OnProgress) -> Result<Image, Error> {

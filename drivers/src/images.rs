@@ -12,6 +12,7 @@ pub mod auth;
 pub mod config;
 pub mod conformance;
 mod content;
+mod disk;
 mod driver;
 pub mod fake;
 pub mod hosts;
@@ -144,6 +145,34 @@ pub struct Image {
     pub size: u64,
 }
 
+/// An image that a fetch of ours put on the node, whole or damaged: what a collector may remove.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Fetched {
+    /// The normalised reference.
+    pub reference: String,
+    /// Digest of what the reference points at: `sha256:…`.
+    pub digest: String,
+    /// Compressed size in bytes of what is on the node for the platform; 0 when its documents are missing.
+    pub size: u64,
+}
+
+/// The filesystem that holds the images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Disk {
+    /// Its size in bytes.
+    pub total: u64,
+    /// What is left of it for everybody, in bytes.
+    pub available: u64,
+}
+
+impl Disk {
+    /// How much of it is used, in percent; what only root may use counts as used.
+    pub fn used_percent(&self) -> u64 {
+        let used = u128::from(self.total.saturating_sub(self.available)) * 100;
+        used.div_ceil(u128::from(self.total.max(1))).min(100) as u64
+    }
+}
+
 /// How far a fetch is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Progress {
@@ -178,6 +207,13 @@ pub trait Images: Send + Sync {
 
     /// All complete images of our namespace.
     async fn list(&self) -> Result<Vec<Image>, Error>;
+
+    /// The images that we fetched. What others brought (`ctr images import`) is not among them: it is not ours to
+    /// remove.
+    async fn list_fetched(&self) -> Result<Vec<Fetched>, Error>;
+
+    /// How full the filesystem is that holds the images. Cheap.
+    async fn disk(&self) -> Result<Disk, Error>;
 
     /// Gets it, whatever is there already, and returns what it now is. Cancelling leaves the transfer resumable.
     async fn fetch(&self, fetch: &Fetch, progress: OnProgress) -> Result<Image, Error>;

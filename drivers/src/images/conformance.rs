@@ -63,6 +63,11 @@ async fn fetch_is_seen_by_all_and_repeatable(node: &dyn Node) -> Image {
     assert_eq!(images.list().await.expect("listing"), std::slice::from_ref(&image));
     assert_eq!(images.resolve(&wish(&name)).await.expect("resolving"), image.digest);
     assert_eq!(images.fetch(&wish(&name), progress).await.expect("fetching again"), image);
+    let held = images.list_fetched().await.expect("listing what was fetched");
+    let held: Vec<_> = held.iter().map(|held| (&held.reference, &held.digest, held.size)).collect();
+    assert_eq!(held, [(&image.reference, &image.digest, image.size)]);
+    let disk = images.disk().await.expect("looking at the disk");
+    assert!(disk.available <= disk.total, "{disk:?}");
     image
 }
 

@@ -10,14 +10,15 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::{Semaphore, watch};
 
 use super::content::{self, LEASE_IMAGE_LABEL};
+use super::disk::Root;
 use super::manifest::Digest;
 use super::platform::Platform;
 use super::progress::Tracker;
 use super::registry::Registries;
 use super::sharing::Sharing;
-use super::stored::{self, Stored};
+use super::stored::{self, FETCHED_LABEL, Stored};
 use super::unpack::answered;
-use super::{Credentials, Error, Fetch, Image, Images, OnProgress, Phase, Source, pull, reference};
+use super::{Credentials, Disk, Error, Fetch, Fetched, Image, Images, OnProgress, Phase, Source, pull, reference};
 use crate::containerd::{Containerd, absent_ok};
 
 /// How the driver behaves. Every field can be changed without changing what is on the node.
@@ -59,6 +60,7 @@ pub(super) struct Inner {
     pub(super) containerd: Containerd,
     pub(super) options: Options,
     pub(super) registries: Registries,
+    pub(super) root: Root,
     pub(super) pulls: Semaphore,
     pub(super) layers: Semaphore,
     pub(super) blobs: Sharing<Digest, watch::Receiver<u64>, Result<(), Error>>,
@@ -91,6 +93,7 @@ impl ContainerdImages {
             blobs: Sharing::default(),
             snapshots: Sharing::default(),
             fetches: Sharing::default(),
+            root: Root::default(),
             containerd,
             options,
         };
@@ -156,21 +159,33 @@ impl Images for ContainerdImages {
     }
 
     async fn list(&self) -> Result<Vec<Image>, Error> {
-        let request = self.containerd().request(ListImagesRequest::default());
-        let records = self
-            .containerd()
-            .images()
-            .list(request)
-            .await
-            .map_err(|status| answered("listing images".to_owned(), status))?
-            .into_inner()
-            .images;
-        let found: Vec<Option<Image>> = stream::iter(records)
+        let found: Vec<Option<Image>> = stream::iter(self.records().await?)
             .map(|record| async move { self.complete(&record).await })
             .buffered(8)
             .try_collect()
             .await?;
         Ok(found.into_iter().flatten().collect())
+    }
+
+    async fn list_fetched(&self) -> Result<Vec<Fetched>, Error> {
+        let ours = self.records().await?.into_iter().filter(|record| record.labels.contains_key(FETCHED_LABEL));
+        stream::iter(ours)
+            .map(|record| async move {
+                let size = match stored::follow(self.containerd(), &record).await {
+                    Ok(stored) => stored.map_or(0, |stored| stored.manifest.size()),
+                    Err(stored::Error::Invalid { .. }) => 0,
+                    Err(error) => return Err(error.into()),
+                };
+                let digest = record.target.map(|target| target.digest).unwrap_or_default();
+                Ok(Fetched { reference: record.name, digest, size })
+            })
+            .buffered(8)
+            .try_collect()
+            .await
+    }
+
+    async fn disk(&self) -> Result<Disk, Error> {
+        self.inner.root.disk(self.containerd()).await
     }
 
     async fn fetch(&self, fetch: &Fetch, progress: OnProgress) -> Result<Image, Error> {
@@ -238,6 +253,12 @@ impl Images for ContainerdImages {
 }
 
 impl ContainerdImages {
+    async fn records(&self) -> Result<Vec<containerd_client::services::v1::Image>, Error> {
+        let request = self.containerd().request(ListImagesRequest::default());
+        let answer = self.containerd().images().list(request).await;
+        Ok(answer.map_err(|status| answered("listing images".to_owned(), status))?.into_inner().images)
+    }
+
     async fn drop_leases(&self, name: &str) -> Result<(), Error> {
         let doing = |status| answered(format!("releasing what was fetched of {name}"), status);
         let filters = vec![format!("labels.\"{LEASE_IMAGE_LABEL}\"==\"{name}\"")];

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use super::manifest::Digest;
 use super::platform::Platform;
 use super::sharing::Sharing;
-use super::{Credentials, Error, Fetch, Image, Images, OnProgress, Phase, Progress, Source, normalize};
+use super::{Credentials, Disk, Error, Fetch, Fetched, Image, Images, OnProgress, Phase, Progress, Source, normalize};
 
 /// An image that the fake can fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +62,7 @@ struct State {
     failures: HashMap<String, Vec<Error>>,
     fetches: Vec<Fetch>,
     transfers: usize,
+    disk: Disk,
 }
 
 impl FakeImages {
@@ -110,6 +111,11 @@ impl FakeImages {
     /// How many transfers there were: shared fetches count once.
     pub fn transfers(&self) -> usize {
         self.state().transfers
+    }
+
+    /// The filesystem is so from now on; fetched and removed images change it by their size.
+    pub fn set_disk(&self, disk: Disk) {
+        self.state().disk = disk;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -162,6 +168,19 @@ impl Images for FakeImages {
         Ok(self.state().node.values().cloned().collect())
     }
 
+    async fn list_fetched(&self) -> Result<Vec<Fetched>, Error> {
+        let fetched = |image: &Image| Fetched {
+            reference: image.reference.clone(),
+            digest: image.digest.clone(),
+            size: image.size,
+        };
+        Ok(self.state().node.values().map(fetched).collect())
+    }
+
+    async fn disk(&self) -> Result<Disk, Error> {
+        Ok(self.state().disk)
+    }
+
     async fn fetch(&self, fetch: &Fetch, progress: OnProgress) -> Result<Image, Error> {
         let (name, platform) = wish(fetch)?;
         self.state().fetches.push(fetch.clone());
@@ -195,7 +214,10 @@ impl Images for FakeImages {
 
     async fn remove(&self, reference: &str) -> Result<(), Error> {
         let name = normalize(reference)?;
-        self.state().node.remove(&name);
+        let mut state = self.state();
+        if let Some(image) = state.node.remove(&name) {
+            state.disk.available = state.disk.available.saturating_add(image.size).min(state.disk.total);
+        }
         Ok(())
     }
 }
@@ -219,7 +241,10 @@ impl FakeImages {
             config_digest: Digest::of(format!("config of {}", offer.content).as_bytes()).to_string(),
             size: offer.size,
         };
-        self.state().node.insert(name.to_owned(), image.clone());
+        let mut state = self.state();
+        if state.node.insert(name.to_owned(), image.clone()).is_none() {
+            state.disk.available = state.disk.available.saturating_sub(image.size);
+        }
         Ok(image)
     }
 }

@@ -22,7 +22,7 @@ use super::manifest::{ConfigRoot, Descriptor, Digest, Document, Invalid, Manifes
 use super::platform::{Platform, available, candidates};
 use super::progress::Tracker;
 use super::registry::{Failure, Repository, failed};
-use super::stored::{self, PLATFORM_LABEL};
+use super::stored::{self, FETCHED_LABEL, PLATFORM_LABEL};
 use super::transfer;
 use super::unpack::{self, Layer, answered};
 use super::{Credentials, Error, Image, Phase, Source, reference};
@@ -192,7 +192,7 @@ async fn unpack_all(
 /// Makes the record, or lets it point at the new content.
 async fn record(inner: &Inner, wish: &Wish, root: &Descriptor) -> Result<(), Error> {
     let platform = if wish.platform == Platform::node() { String::new() } else { wish.platform.to_string() };
-    let mut labels = HashMap::new();
+    let mut labels = HashMap::from([(FETCHED_LABEL.to_owned(), "true".to_owned())]);
     if !platform.is_empty() {
         labels.insert(PLATFORM_LABEL.to_owned(), platform);
     }
@@ -223,7 +223,7 @@ async fn record(inner: &Inner, wish: &Wish, root: &Descriptor) -> Result<(), Err
         Err(status) => return Err(answered(doing(), status)),
     }
     // A label in the mask without a value is removed.
-    let paths = vec!["target".to_owned(), format!("labels.{PLATFORM_LABEL}")];
+    let paths = vec!["target".to_owned(), format!("labels.{PLATFORM_LABEL}"), format!("labels.{FETCHED_LABEL}")];
     let update = UpdateImageRequest {
         image: Some(image),
         update_mask: Some(prost_types::FieldMask { paths }),

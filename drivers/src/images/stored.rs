@@ -13,6 +13,9 @@ use crate::containerd::{Answer, Containerd, absent_ok};
 /// Label of an image record: the platform it was fetched for, if that was not the node's.
 pub const PLATFORM_LABEL: &str = "nodelet.dev/platform";
 
+/// Label of an image record: one of our fetches made it.
+pub const FETCHED_LABEL: &str = "nodelet.dev/fetched";
+
 /// Why an image of containerd could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
