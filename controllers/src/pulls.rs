@@ -189,7 +189,16 @@ impl Pulls {
 
 fn kind_of(error: &Error) -> FailureKind {
     match error {
-        Error::InvalidReference { .. } | Error::Archive { .. } | Error::Platform { .. } => FailureKind::Invalid,
-        Error::NotFound { .. } | Error::Unauthorized { .. } | Error::Failed { .. } => FailureKind::Transfer,
+        Error::InvalidReference { .. }
+        | Error::Archive { .. }
+        | Error::Platform { .. }
+        | Error::Unusable { .. }
+        | Error::Refused { .. } => FailureKind::Invalid,
+        Error::NotFound { .. }
+        | Error::Unauthorized { .. }
+        | Error::Busy { .. }
+        | Error::Unreachable { .. }
+        | Error::Corrupt { .. }
+        | Error::Failed { .. } => FailureKind::Transfer,
     }
 }

@@ -23,7 +23,9 @@ use nodelet_crds::volume::Volume;
 use nodelet_crds::workload::{Workload, WorkloadPhase};
 use nodelet_drivers::cgroups::fake::FakeCgroups;
 use nodelet_drivers::ids::{CgroupPath, ContainerId};
-use nodelet_drivers::images::{Disk, Error, Fetch, Fetched, Image, Images, OnProgress, Source, normalize};
+use nodelet_drivers::images::{
+    Damage, Disk, Error, Estimate, Fetch, Fetched, Image, Images, OnProgress, Source, Usage, normalize,
+};
 use nodelet_drivers::network::Networks;
 use nodelet_drivers::network::fake::FakeNetworks;
 use nodelet_drivers::runtime::Runtime;
@@ -85,6 +87,26 @@ impl Images for InstantImages {
     async fn remove(&self, reference: &str) -> Result<(), Error> {
         self.present.lock().unwrap().remove(&normalize(reference)?);
         Ok(())
+    }
+
+    async fn estimate(&self, fetch: &Fetch) -> Result<Estimate, Error> {
+        Ok(Estimate { digest: self.resolve(fetch).await?, ..Estimate::default() })
+    }
+
+    async fn usage(&self) -> Result<Usage, Error> {
+        Ok(Usage::default())
+    }
+
+    async fn collect(&self, _wanted: &BTreeSet<String>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn verify(&self, _reference: &str) -> Result<Vec<Damage>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn repair(&self, fetch: &Fetch, _damage: &[Damage], progress: OnProgress) -> Result<Image, Error> {
+        self.fetch(fetch, progress).await
     }
 }
 

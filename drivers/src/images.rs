@@ -16,6 +16,7 @@ mod disk;
 mod driver;
 pub mod fake;
 pub mod hosts;
+mod local;
 pub mod manifest;
 pub mod platform;
 mod progress;
@@ -28,9 +29,13 @@ pub mod stored;
 mod tests;
 mod transfer;
 mod unpack;
+mod usage;
+mod verify;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -84,6 +89,56 @@ pub enum Error {
         /// What it has.
         available: String,
     },
+    /// The registry wants fewer requests, or is overloaded. Trying earlier than it says makes it worse.
+    #[error("the registry {server} is too busy for {reference}")]
+    Busy {
+        /// Which one.
+        reference: String,
+        /// Who answered.
+        server: String,
+        /// When it may be asked again, if it said so.
+        retry_after: Option<Duration>,
+        /// Its words.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// No answer, a connection that broke or was silent for too long. What has arrived is kept and continued.
+    #[error("{doing}")]
+    Unreachable {
+        /// What we were doing, with the object.
+        doing: String,
+        /// Why.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The image's documents cannot be used: not an image, or lengths, digests and counts that contradict each other.
+    #[error("{reference} is not a usable image")]
+    Unusable {
+        /// Which one.
+        reference: String,
+        /// What is wrong with it.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// What came is not what its digest says, also when it was fetched afresh. Nothing of it is kept.
+    #[error("the content of {digest} is damaged")]
+    Corrupt {
+        /// Which blob or layer.
+        digest: String,
+        /// How it differs.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// A layer wants to write where it must not, or brings what no image needs.
+    #[error("the layer {digest} is refused: {entry:?} {problem}")]
+    Refused {
+        /// Which layer.
+        digest: String,
+        /// Name of the entry in it.
+        entry: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Transfer or unpacking failed; trying again continues where it stopped.
     #[error("{doing}")]
     Failed {
@@ -93,6 +148,33 @@ pub enum Error {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl Error {
+    /// The failure in one word for conditions and metrics; the same failure has the same word in every version.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::InvalidReference { .. } => "InvalidReference",
+            Self::Archive { .. } => "ArchiveUnusable",
+            Self::NotFound { .. } => "ImageNotFound",
+            Self::Unauthorized { .. } => "Unauthorized",
+            Self::Platform { .. } => "PlatformMissing",
+            Self::Busy { .. } => "RegistryBusy",
+            Self::Unreachable { .. } => "RegistryUnreachable",
+            Self::Unusable { .. } => "ImageUnusable",
+            Self::Corrupt { .. } => "ContentCorrupt",
+            Self::Refused { .. } => "LayerRefused",
+            Self::Failed { .. } => "PullFailed",
+        }
+    }
+
+    /// How long to wait at least before trying again, if the registry said so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Busy { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
 }
 
 /// Where an image comes from.
@@ -196,6 +278,103 @@ pub enum Phase {
     Failed,
 }
 
+/// What a fetch would bring, known from the image's documents alone.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Estimate {
+    /// Digest of what the reference points at now.
+    pub digest: String,
+    /// Compressed bytes of the whole image.
+    pub bytes_total: u64,
+    /// Compressed bytes that are not on the node yet; what an interrupted transfer left counts as there.
+    pub bytes_missing: u64,
+    /// Bytes that the layers without a snapshot will take when unpacked. An estimate: a manifest does not say.
+    pub bytes_unpacked: u64,
+}
+
+/// Everything that images take on the node's disk, in our containerd namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Usage {
+    /// Image records, complete or not.
+    pub images: Vec<ImageUsage>,
+    /// Complete blobs.
+    pub blobs: Vec<BlobUsage>,
+    /// Snapshots: unpacked layers and the writable layers of containers.
+    pub snapshots: Vec<SnapshotUsage>,
+    /// Unfinished blobs.
+    pub ingests: Vec<IngestUsage>,
+    /// References with an interrupted fetch, whose blobs are held for its continuation.
+    pub unfinished: BTreeSet<String>,
+}
+
+/// One image record and what it leads to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ImageUsage {
+    /// The normalised reference.
+    pub reference: String,
+    /// Digest of what it points at.
+    pub digest: String,
+    /// Digests of its blobs on the node: indexes, manifest, configuration, layers.
+    pub blobs: Vec<String>,
+    /// Names of its layers' snapshots, bottom first.
+    pub snapshots: Vec<String>,
+    /// When the record was last written: with the first fetch and with every one that moved it.
+    pub updated: Option<SystemTime>,
+}
+
+/// One blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BlobUsage {
+    /// Its digest.
+    pub digest: String,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// One snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SnapshotUsage {
+    /// Its name: a chain id for a layer, a container's id for its writable layer.
+    pub name: String,
+    /// Name of the snapshot below; empty for none.
+    pub parent: String,
+    /// A finished layer; else a writable layer or one being unpacked.
+    pub committed: bool,
+    /// Bytes on disk, without what is below.
+    pub size: u64,
+}
+
+/// One unfinished blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct IngestUsage {
+    /// Its name in the content store.
+    pub name: String,
+    /// Bytes that are there.
+    pub bytes: u64,
+    /// Bytes in all, if known.
+    pub total: u64,
+    /// When bytes last came.
+    pub updated: Option<SystemTime>,
+}
+
+/// Something of an image that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Damage {
+    /// A blob is missing or has other content.
+    Blob {
+        /// Which one.
+        digest: String,
+        /// How it differs.
+        problem: String,
+    },
+    /// A layer's snapshot is missing or differs from the layer.
+    Snapshot {
+        /// Its name, the chain id.
+        name: String,
+        /// How it differs; the first difference of several.
+        problem: String,
+    },
+}
+
 /// Receives progress; called often, must not block.
 pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
 
@@ -221,8 +400,27 @@ pub trait Images: Send + Sync {
     /// Asks the registry for the digest the reference has now, without transferring the image.
     async fn resolve(&self, fetch: &Fetch) -> Result<String, Error>;
 
+    /// What fetching it would bring. Reads documents from the registry and stores nothing.
+    async fn estimate(&self, fetch: &Fetch) -> Result<Estimate, Error>;
+
     /// Forgets the image record; the runtime's collector frees what nothing else uses before this returns.
     async fn remove(&self, reference: &str) -> Result<(), Error>;
+
+    /// Everything that takes room. Reads only; costs a walk over the runtime's metadata.
+    async fn usage(&self) -> Result<Usage, Error>;
+
+    /// Gives up interrupted fetches of references (normalised) that are not in `wanted` and not running, then frees
+    /// what no image, container or remaining fetch refers to, before it returns. Never touches an image record.
+    async fn collect(&self, wanted: &BTreeSet<String>) -> Result<(), Error>;
+
+    /// Reads all of a complete or damaged image on the node and says what differs from its digests; empty when all is
+    /// well or the image is not there at all. Reads every byte: meant for the first use after an unclean boot and for
+    /// a start that failed with signs of damage. Snapshots of snapshotters that keep no directories are not compared.
+    async fn verify(&self, reference: &str) -> Result<Vec<Damage>, Error>;
+
+    /// Makes the image whole again: drops the damaged blobs, fetches what is missing, unpacks the damaged snapshots
+    /// anew. Snapshots in use are exchanged under their name; a running container keeps what it has mounted.
+    async fn repair(&self, fetch: &Fetch, damage: &[Damage], progress: OnProgress) -> Result<Image, Error>;
 }
 
 /// The full form of a reference as Docker understands it: `nginx` is `docker.io/library/nginx:latest`.

@@ -2,6 +2,7 @@
 //!
 //! Panics with the broken rule.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -31,7 +32,10 @@ pub async fn run(node: &dyn Node) {
     refusals_change_nothing(node).await;
     equal_wishes_get_equal_answers(node).await;
     archives_are_known_by_the_wished_name(node).await;
-    for image in images.list().await.expect("listing") {
+    let all = images.list().await.expect("listing");
+    images.collect(&BTreeSet::new()).await.expect("collecting");
+    assert_eq!(images.list().await.expect("listing"), all, "an image is never collected");
+    for image in all {
         images.remove(&image.reference).await.expect("removing");
         images.remove(&image.reference).await.expect("removing what is absent");
         assert_eq!(images.get(&image.reference).await.expect("getting"), None, "removed means gone");
@@ -53,8 +57,18 @@ async fn fetch_is_seen_by_all_and_repeatable(node: &dyn Node) -> Image {
     let (images, name) = (node.images(), node.name("app:1"));
     node.push("app:1", "first").await;
     assert_eq!(images.get(&name).await.expect("getting"), None, "what was not fetched is not there");
+    let before = images.estimate(&wish(&name)).await.expect("estimating");
+    assert!(before.bytes_missing == before.bytes_total && before.bytes_unpacked > 0, "{before:?}");
     let (progress, seen) = collect();
     let image = images.fetch(&wish(&name), progress.clone()).await.expect("fetching");
+    let after = images.estimate(&wish(&name)).await.expect("estimating");
+    assert_eq!((&after.digest, after.bytes_total), (&image.digest, image.size));
+    assert_eq!((after.bytes_missing, after.bytes_unpacked), (0, 0), "nothing is fetched twice");
+    let usage = images.usage().await.expect("usage");
+    assert_eq!(usage.images.len(), 1);
+    let known = |digest: &String| usage.blobs.iter().any(|blob| blob.digest == *digest);
+    assert!(usage.images[0].blobs.iter().all(known) && !usage.images[0].snapshots.is_empty(), "{usage:?}");
+    assert_eq!(images.verify(&name).await.expect("verifying"), [], "what was fetched is sound");
     assert_eq!(image.reference, super::normalize(&name).expect("the suite's names are valid"));
     let last = seen.lock().expect("no panic").last().cloned().expect("progress is told");
     assert_eq!((last.phase, last.bytes_done), (Phase::Ready, last.bytes_total), "the last progress is the whole");

@@ -1,5 +1,6 @@
 //! [`Images`] on containerd: who asks for what, and what is there. The pull itself is in [`super::pull`].
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,10 @@ use super::registry::Registries;
 use super::sharing::Sharing;
 use super::stored::{self, FETCHED_LABEL, Stored};
 use super::unpack::answered;
-use super::{Credentials, Disk, Error, Fetch, Fetched, Image, Images, OnProgress, Phase, Source, pull, reference};
+use super::{
+    Credentials, Damage, Disk, Error, Estimate, Fetch, Fetched, Image, Images, OnProgress, Phase, Source, Usage, pull,
+    reference, usage, verify,
+};
 use crate::containerd::{Containerd, absent_ok};
 
 /// How the driver behaves. Every field can be changed without changing what is on the node.
@@ -236,6 +240,33 @@ impl Images for ContainerdImages {
                 Ok(archive.root.digest.to_string())
             }
         }
+    }
+
+    async fn estimate(&self, fetch: &Fetch) -> Result<Estimate, Error> {
+        pull::estimate(&self.inner, &self.wish(fetch)?, fetch.credentials.clone()).await
+    }
+
+    async fn usage(&self) -> Result<Usage, Error> {
+        usage::observe(&self.inner).await
+    }
+
+    async fn collect(&self, wanted: &BTreeSet<String>) -> Result<(), Error> {
+        usage::collect(&self.inner, wanted, |name| self.inner.fetches.any(|wish| wish.reference == name)).await
+    }
+
+    async fn verify(&self, reference: &str) -> Result<Vec<Damage>, Error> {
+        verify::verify(&self.inner, &super::normalize(reference)?).await
+    }
+
+    async fn repair(&self, fetch: &Fetch, damage: &[Damage], progress: OnProgress) -> Result<Image, Error> {
+        for damage in damage {
+            if let Damage::Blob { digest, .. } = damage
+                && let Ok(digest) = Digest::new(digest.clone())
+            {
+                verify::drop_blob(self.containerd(), &digest).await?;
+            }
+        }
+        self.fetch(fetch, progress).await
     }
 
     async fn remove(&self, reference: &str) -> Result<(), Error> {

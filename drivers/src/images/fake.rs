@@ -1,6 +1,6 @@
 //! [`Images`] in memory, with scripted registries, archives, delays and failures.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,10 @@ use async_trait::async_trait;
 use super::manifest::Digest;
 use super::platform::Platform;
 use super::sharing::Sharing;
-use super::{Credentials, Disk, Error, Fetch, Fetched, Image, Images, OnProgress, Phase, Progress, Source, normalize};
+use super::{
+    BlobUsage, Credentials, Damage, Disk, Error, Estimate, Fetch, Fetched, Image, ImageUsage, Images, OnProgress,
+    Phase, Progress, SnapshotUsage, Source, Usage, normalize,
+};
 
 /// An image that the fake can fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +63,7 @@ struct State {
     archives: HashMap<PathBuf, Offer>,
     node: BTreeMap<String, Image>,
     failures: HashMap<String, Vec<Error>>,
+    damage: HashMap<String, Vec<Damage>>,
     fetches: Vec<Fetch>,
     transfers: usize,
     disk: Disk,
@@ -101,6 +105,15 @@ impl FakeImages {
     pub fn fail_next(&self, reference: &str, error: Error) {
         let name = normalize(reference).expect("a script names images correctly");
         self.state().failures.entry(name).or_default().push(error);
+    }
+
+    /// The image is found damaged so, until it is repaired or removed.
+    ///
+    /// # Panics
+    /// When `reference` is none: a script's mistake.
+    pub fn damage(&self, reference: &str, damage: Vec<Damage>) {
+        let name = normalize(reference).expect("a script names images correctly");
+        self.state().damage.insert(name, damage);
     }
 
     /// Every fetch that was asked for, in order.
@@ -215,10 +228,57 @@ impl Images for FakeImages {
     async fn remove(&self, reference: &str) -> Result<(), Error> {
         let name = normalize(reference)?;
         let mut state = self.state();
+        state.damage.remove(&name);
         if let Some(image) = state.node.remove(&name) {
             state.disk.available = state.disk.available.saturating_add(image.size).min(state.disk.total);
         }
         Ok(())
+    }
+
+    async fn estimate(&self, fetch: &Fetch) -> Result<Estimate, Error> {
+        let (name, platform) = wish(fetch)?;
+        let offer = self.offer(&name, fetch, &platform)?;
+        let there = self.state().node.values().any(|image| image.digest == offer.digest());
+        let (bytes_missing, bytes_unpacked) = if there { (0, 0) } else { (offer.size, 3 * offer.size) };
+        Ok(Estimate { digest: offer.digest(), bytes_total: offer.size, bytes_missing, bytes_unpacked })
+    }
+
+    async fn usage(&self) -> Result<Usage, Error> {
+        let state = self.state();
+        let mut usage = Usage::default();
+        for image in state.node.values() {
+            usage.images.push(ImageUsage {
+                reference: image.reference.clone(),
+                digest: image.digest.clone(),
+                blobs: vec![image.digest.clone()],
+                snapshots: vec![image.config_digest.clone()],
+                updated: None,
+            });
+            if usage.blobs.iter().all(|blob| blob.digest != image.digest) {
+                usage.blobs.push(BlobUsage { digest: image.digest.clone(), size: image.size });
+                usage.snapshots.push(SnapshotUsage {
+                    name: image.config_digest.clone(),
+                    parent: String::new(),
+                    committed: true,
+                    size: 3 * image.size,
+                });
+            }
+        }
+        Ok(usage)
+    }
+
+    async fn collect(&self, _wanted: &BTreeSet<String>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn verify(&self, reference: &str) -> Result<Vec<Damage>, Error> {
+        Ok(self.state().damage.get(&normalize(reference)?).cloned().unwrap_or_default())
+    }
+
+    async fn repair(&self, fetch: &Fetch, _damage: &[Damage], progress: OnProgress) -> Result<Image, Error> {
+        let image = self.fetch(fetch, progress).await?;
+        self.state().damage.remove(&image.reference);
+        Ok(image)
     }
 }
 

@@ -25,7 +25,7 @@ use super::registry::{Failure, Repository, failed};
 use super::stored::{self, FETCHED_LABEL, PLATFORM_LABEL};
 use super::transfer;
 use super::unpack::{self, Layer, answered};
-use super::{Credentials, Error, Image, Phase, Source, reference};
+use super::{Credentials, Error, Estimate, Image, Phase, Source, reference, usage};
 use crate::containerd::is_already_exists;
 
 /// What is known of an image once its documents have been read.
@@ -143,6 +143,35 @@ async fn store(
         config_digest: config_blob.digest.to_string(),
         size: plan.manifest.size(),
     })
+}
+
+/// What [`run`] would transfer and unpack.
+pub(super) async fn estimate(
+    inner: &Arc<Inner>,
+    wish: &Wish,
+    credentials: Option<Credentials>,
+) -> Result<Estimate, Error> {
+    let plan = match &wish.source {
+        Source::Registry => plan_registry(inner, wish, credentials).await?,
+        Source::Archive(path) => {
+            plan_archive(open_archive(path.clone(), wish.reference.clone(), wish.platform.clone()).await?)?
+        }
+    };
+    let mut estimate =
+        Estimate { digest: plan.root.digest.to_string(), bytes_total: plan.manifest.size(), ..Estimate::default() };
+    let mut seen = HashSet::new();
+    for blob in std::iter::once(&plan.manifest.config).chain(&plan.manifest.layers) {
+        if seen.insert(&blob.digest) && stored::info(&inner.containerd, &blob.digest).await?.is_none() {
+            let arrived = usage::arrived(&inner.containerd, &blob.digest).await?;
+            estimate.bytes_missing += blob.size.saturating_sub(arrived);
+        }
+    }
+    for (chain_id, layer) in chain_ids(&plan.diff_ids).iter().zip(&plan.manifest.layers) {
+        if !stored::has_snapshot(&inner.containerd, chain_id).await? {
+            estimate.bytes_unpacked += usage::unpacked_size(&layer.media_type, layer.size);
+        }
+    }
+    Ok(estimate)
 }
 
 /// Unpacks each layer as soon as it and all below it are there.
