@@ -193,7 +193,8 @@ fn kind_of(error: &Error) -> FailureKind {
         | Error::Archive { .. }
         | Error::Platform { .. }
         | Error::Unusable { .. }
-        | Error::Refused { .. } => FailureKind::Invalid,
+        | Error::Refused { .. }
+        | Error::Unsigned { .. } => FailureKind::Invalid,
         Error::NotFound { .. }
         | Error::Unauthorized { .. }
         | Error::Busy { .. }

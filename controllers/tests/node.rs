@@ -45,7 +45,7 @@ struct InstantImages {
 impl InstantImages {
     fn image(reference: String) -> Image {
         let digest = format!("sha256:{:064x}", reference.len());
-        Image { reference, digest: digest.clone(), config_digest: digest, size: 1 }
+        Image { reference, digest: digest.clone(), config_digest: digest, size: 1, signed_by: Vec::new() }
     }
 }
 

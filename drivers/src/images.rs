@@ -24,6 +24,7 @@ mod pull;
 pub mod reference;
 mod registry;
 mod sharing;
+mod signature;
 pub mod stored;
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::runtime::Error as RuntimeError;
 pub use driver::{ContainerdImages, Options};
 pub use fake::FakeImages;
+pub use signature::{KeyError, Signer};
 
 /// What went wrong while getting an image.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -139,6 +141,19 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A signature that is required is missing or wrong. Nothing of the image was stored.
+    #[error("{reference} at {digest} is not signed by {signer}")]
+    Unsigned {
+        /// Which image.
+        reference: String,
+        /// Digest of what the reference points at: what had to be signed.
+        digest: String,
+        /// The key that did not sign it.
+        signer: Signer,
+        /// What was found instead.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
     /// Transfer or unpacking failed; trying again continues where it stopped.
     #[error("{doing}")]
     Failed {
@@ -164,6 +179,7 @@ impl Error {
             Self::Unusable { .. } => "ImageUnusable",
             Self::Corrupt { .. } => "ContentCorrupt",
             Self::Refused { .. } => "LayerRefused",
+            Self::Unsigned { .. } => "VerificationFailed",
             Self::Failed { .. } => "PullFailed",
         }
     }
@@ -212,6 +228,27 @@ pub struct Fetch {
     pub platform: Option<String>,
     /// For the reference's registry.
     pub credentials: Option<Credentials>,
+    /// Of several fetches that wait, the one with the highest goes first.
+    pub priority: i32,
+    /// Upper bound of its download rate, in bytes per second; 0 is none.
+    pub max_bytes_per_second: u64,
+    /// Keys that must all have signed the image, in order and each once; checked before anything of it is stored.
+    pub signers: Vec<Signer>,
+}
+
+impl Fetch {
+    /// From the registry, for the node's platform, without any of the rest.
+    pub fn new(reference: impl Into<String>) -> Self {
+        Self {
+            reference: reference.into(),
+            source: Source::Registry,
+            platform: None,
+            credentials: None,
+            priority: 0,
+            max_bytes_per_second: 0,
+            signers: Vec::new(),
+        }
+    }
 }
 
 /// An image on the node.
@@ -225,6 +262,15 @@ pub struct Image {
     pub config_digest: String,
     /// Compressed size in bytes of what is on the node for the platform.
     pub size: u64,
+    /// Fingerprints of the keys whose signature of `digest` was found right when it was fetched; see [`Signer`].
+    pub signed_by: Vec<String>,
+}
+
+impl Image {
+    /// Whether every one of these keys is known to have signed it.
+    pub fn is_signed_by(&self, signers: &[Signer]) -> bool {
+        signers.iter().all(|signer| self.signed_by.iter().any(|known| known == signer.fingerprint()))
+    }
 }
 
 /// An image that a fetch of ours put on the node, whole or damaged: what a collector may remove.

@@ -36,6 +36,7 @@ pub fn validate(
         Some(archive) => Source::Archive(PathBuf::from(&archive.path)),
         None => Source::Registry,
     };
-    let fetch = Fetch { reference: spec.reference.clone(), source, platform: spec.platform.clone(), credentials };
+    let platform = spec.platform.clone();
+    let fetch = Fetch { source, platform, credentials, ..Fetch::new(&spec.reference) };
     Ok(Desired { fetch: Some(fetch), policy })
 }

@@ -66,12 +66,18 @@ mod tests {
 
     fn desired(policy: PullPolicy, archive: bool) -> Desired {
         let source = if archive { Source::Archive("/a.tar".into()) } else { Source::Registry };
-        let fetch = Fetch { reference: "web:1".into(), source, platform: None, credentials: None };
+        let fetch = Fetch { source, ..Fetch::new("web:1") };
         Desired { fetch: Some(fetch), policy }
     }
 
     fn image() -> Image {
-        Image { reference: "r".into(), digest: "sha256:1".into(), config_digest: "sha256:2".into(), size: 1 }
+        Image {
+            reference: "r".into(),
+            digest: "sha256:1".into(),
+            config_digest: "sha256:2".into(),
+            size: 1,
+            signed_by: vec![],
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use nodelet_crds::workload::{
 };
 use nodelet_crds::{labels, reasons};
 use nodelet_drivers::ids::{CgroupPath, InvalidId, SandboxId};
-use nodelet_drivers::images::{Fetch, Source, normalize};
+use nodelet_drivers::images::{Fetch, normalize};
 use nodelet_drivers::network::Protocol;
 use nodelet_drivers::sandbox::{EtcFiles, NetNamespace, SandboxSpec};
 
@@ -500,8 +500,7 @@ fn source_key(volume: &VolumeWish) -> String {
 
 fn image(path: &str, container: &Container) -> Result<ImageWish, Invalid> {
     normalize(&container.image).map_err(|error| Invalid::field(format!("{path}.image"), error))?;
-    let fetch =
-        Fetch { reference: container.image.clone(), source: Source::Registry, platform: None, credentials: None };
+    let fetch = Fetch::new(&container.image);
     let policy = match container.image_pull_policy {
         PullPolicy::Always => PullRule::Always,
         PullPolicy::IfNotPresent => PullRule::IfAbsent,

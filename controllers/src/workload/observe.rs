@@ -205,10 +205,5 @@ async fn declared(ctx: &Context, object: &Workload, fetch: &Fetch) -> Result<Res
         Some(archive) => Source::Archive(archive.path.clone().into()),
         None => Source::Registry,
     };
-    Ok(Ok(Fetch {
-        reference: image.spec.reference.clone(),
-        source,
-        platform: image.spec.platform.clone(),
-        credentials,
-    }))
+    Ok(Ok(Fetch { source, platform: image.spec.platform.clone(), credentials, ..Fetch::new(&image.spec.reference) }))
 }

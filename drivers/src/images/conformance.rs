@@ -44,7 +44,7 @@ pub async fn run(node: &dyn Node) {
 }
 
 fn wish(reference: &str) -> Fetch {
-    Fetch { reference: reference.to_owned(), source: Source::Registry, platform: None, credentials: None }
+    Fetch::new(reference)
 }
 
 fn collect() -> (OnProgress, Arc<Mutex<Vec<Progress>>>) {

@@ -1,6 +1,6 @@
 //! [`Images`] on containerd: who asks for what, and what is there. The pull itself is in [`super::pull`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use super::sharing::Sharing;
 use super::stored::{self, FETCHED_LABEL, Stored};
 use super::unpack::answered;
 use super::{
-    Credentials, Damage, Disk, Error, Estimate, Fetch, Fetched, Image, Images, OnProgress, Phase, Source, Usage, pull,
-    reference, usage, verify,
+    Credentials, Damage, Disk, Error, Estimate, Fetch, Fetched, Image, Images, OnProgress, Phase, Signer, Source,
+    Usage, pull, reference, signature, usage, verify,
 };
 use crate::containerd::{Containerd, absent_ok};
 
@@ -79,6 +79,8 @@ pub(super) struct Wish {
     pub(super) reference: String,
     pub(super) source: Source,
     pub(super) platform: Platform,
+    /// Who must have signed it: a fetch without that condition has nothing to say to one with it.
+    pub(super) signers: Vec<Signer>,
 }
 
 #[derive(Debug, Clone)]
@@ -130,7 +132,7 @@ impl ContainerdImages {
         {
             return Ok(None);
         }
-        Ok(Some(image(stored)))
+        Ok(Some(image(stored, &record.labels)))
     }
 
     fn wish(&self, fetch: &Fetch) -> Result<Wish, Error> {
@@ -139,12 +141,18 @@ impl ContainerdImages {
             Some(text) => Platform::parse(text)
                 .map_err(|message| Error::InvalidReference { reference: fetch.reference.clone(), message })?,
         };
-        Ok(Wish { reference: reference::parse(&fetch.reference)?.whole(), source: fetch.source.clone(), platform })
+        Ok(Wish {
+            reference: reference::parse(&fetch.reference)?.whole(),
+            source: fetch.source.clone(),
+            platform,
+            signers: fetch.signers.clone(),
+        })
     }
 }
 
-fn image(stored: Stored) -> Image {
+fn image(stored: Stored, labels: &HashMap<String, String>) -> Image {
     Image {
+        signed_by: signature::signed_by(labels, stored.target.as_str()),
         size: stored.manifest.size(),
         digest: stored.target.to_string(),
         config_digest: stored.manifest.config.digest.to_string(),

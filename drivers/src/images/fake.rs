@@ -300,6 +300,7 @@ impl FakeImages {
             digest: offer.digest(),
             config_digest: Digest::of(format!("config of {}", offer.content).as_bytes()).to_string(),
             size: offer.size,
+            signed_by: fetch.signers.iter().map(|signer| signer.fingerprint().to_owned()).collect(),
         };
         let mut state = self.state();
         if state.node.insert(name.to_owned(), image.clone()).is_none() {
@@ -344,7 +345,7 @@ mod tests {
     async fn scripts_are_followed() {
         let fake = FakeImages::new();
         fake.push("app", Offer { delay: Duration::from_millis(20), ..Offer::new("a") });
-        let fetch = Fetch { reference: "app".to_owned(), source: Source::Registry, platform: None, credentials: None };
+        let fetch = Fetch::new("app");
         fake.fail_next("app", Error::NotFound { reference: "app".to_owned() });
         let silent: OnProgress = Arc::new(|_| {});
         assert!(fake.fetch(&fetch, silent.clone()).await.is_err());

@@ -25,13 +25,13 @@ use super::registry::{Failure, Repository, failed};
 use super::stored::{self, FETCHED_LABEL, PLATFORM_LABEL};
 use super::transfer;
 use super::unpack::{self, Layer, answered};
-use super::{Credentials, Error, Estimate, Image, Phase, Source, reference, usage};
+use super::{Credentials, Error, Estimate, Image, Phase, Source, reference, signature, usage};
 use crate::containerd::is_already_exists;
 
 /// What is known of an image once its documents have been read.
-struct Plan {
+pub(super) struct Plan {
     /// What the record will point at.
-    root: Descriptor,
+    pub(super) root: Descriptor,
     /// Indexes above the manifest, outermost first.
     indexes: Vec<(Descriptor, Vec<u8>)>,
     manifest_blob: Descriptor,
@@ -39,11 +39,11 @@ struct Plan {
     manifest: Manifest,
     config: Vec<u8>,
     diff_ids: Vec<Digest>,
-    from: From,
+    pub(super) from: From,
 }
 
 /// Where the layers come from.
-enum From {
+pub(super) enum From {
     Registry(Box<Repository>),
     Archive(Arc<ArchiveImage>),
 }
@@ -62,6 +62,7 @@ pub(super) async fn run(
             plan_archive(open_archive(path.clone(), wish.reference.clone(), wish.platform.clone()).await?)?
         }
     };
+    signature::check(&inner, &wish, &plan).await?;
     tracker.total(plan.manifest.size());
     tracker.phase(Phase::Pulling);
 
@@ -142,6 +143,7 @@ async fn store(
         digest: plan.root.digest.to_string(),
         config_digest: config_blob.digest.to_string(),
         size: plan.manifest.size(),
+        signed_by: wish.signers.iter().map(|signer| signer.fingerprint().to_owned()).collect(),
     })
 }
 
@@ -225,6 +227,7 @@ async fn record(inner: &Inner, wish: &Wish, root: &Descriptor) -> Result<(), Err
     if !platform.is_empty() {
         labels.insert(PLATFORM_LABEL.to_owned(), platform);
     }
+    labels.extend(signature::labels(&wish.signers, root.digest.as_str()));
     let image = Record {
         name: wish.reference.clone(),
         labels,
@@ -238,10 +241,12 @@ async fn record(inner: &Inner, wish: &Wish, root: &Descriptor) -> Result<(), Err
     };
     let doing = || format!("recording the image {}", wish.reference);
     let known = stored::record(&inner.containerd, &wish.reference).await?;
-    if known
-        .as_ref()
-        .is_some_and(|k| k.target == image.target && k.labels.get(PLATFORM_LABEL) == image.labels.get(PLATFORM_LABEL))
-    {
+    if known.as_ref().is_some_and(|k| {
+        let same = |key: &str| k.labels.get(key) == image.labels.get(key);
+        k.target == image.target
+            && same(PLATFORM_LABEL)
+            && signature::labels(&wish.signers, root.digest.as_str()).all(|(key, _)| same(&key))
+    }) {
         return Ok(());
     }
     let mut images = inner.containerd.images();
@@ -252,7 +257,8 @@ async fn record(inner: &Inner, wish: &Wish, root: &Descriptor) -> Result<(), Err
         Err(status) => return Err(answered(doing(), status)),
     }
     // A label in the mask without a value is removed.
-    let paths = vec!["target".to_owned(), format!("labels.{PLATFORM_LABEL}"), format!("labels.{FETCHED_LABEL}")];
+    let mut paths = vec!["target".to_owned(), format!("labels.{PLATFORM_LABEL}"), format!("labels.{FETCHED_LABEL}")];
+    paths.extend(signature::labels(&wish.signers, root.digest.as_str()).map(|(key, _)| format!("labels.{key}")));
     let update = UpdateImageRequest {
         image: Some(image),
         update_mask: Some(prost_types::FieldMask { paths }),
@@ -267,7 +273,8 @@ fn lease_id(wish: &Wish) -> String {
         Source::Registry => String::new(),
         Source::Archive(path) => path.display().to_string(),
     };
-    let text = format!("{}\n{}\n{source}", wish.reference, wish.platform);
+    let mut text = format!("{}\n{}\n{source}", wish.reference, wish.platform);
+    wish.signers.iter().for_each(|signer| text.extend(["\n", signer.fingerprint()]));
     format!("nodelet-pull-{}", &Digest::of(text.as_bytes()).hex()[..40])
 }
 

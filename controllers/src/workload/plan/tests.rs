@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use nodelet_drivers::cgroups::Limits;
 use nodelet_drivers::ids::{CgroupPath, IfName};
-use nodelet_drivers::images::{Fetch, Source};
+use nodelet_drivers::images::Fetch;
 use nodelet_drivers::network::{AttachSpec, Attachment, Protocol, PublishedPort};
 use nodelet_drivers::runtime::{Container, Security};
 use nodelet_drivers::sandbox::{EtcFiles, NetNamespace, SandboxSpec};
@@ -26,10 +26,7 @@ fn now() -> Timestamp {
 fn wish(name: &str) -> ContainerWish {
     ContainerWish {
         name: name.to_owned(),
-        image: ImageWish {
-            fetch: Fetch { reference: "web:1".into(), source: Source::Registry, platform: None, credentials: None },
-            policy: PullRule::IfAbsent,
-        },
+        image: ImageWish { fetch: Fetch::new("web:1"), policy: PullRule::IfAbsent },
         template: Template {
             command: vec![],
             args: vec![],

@@ -110,7 +110,7 @@ pub(super) fn images(node: &PrivateContainerd, options: Options) -> ContainerdIm
 }
 
 pub(super) fn from_registry(reference: &str) -> Fetch {
-    Fetch { reference: reference.to_owned(), source: Source::Registry, platform: None, credentials: None }
+    Fetch::new(reference)
 }
 
 pub(super) fn from_archive(reference: &str, path: &Path) -> Fetch {
