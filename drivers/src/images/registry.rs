@@ -166,6 +166,29 @@ impl Repository {
         Ok(bytes)
     }
 
+    /// The same repository at another tag.
+    pub(super) fn at_tag(&self, tag: &str) -> Self {
+        let (registry, repository) = self.source();
+        let reference = Reference::with_tag(registry.to_owned(), repository.to_owned(), tag.to_owned());
+        Self { reference, ..self.clone() }
+    }
+
+    /// Manifests of the repository that say that they refer to that digest: signatures among them. Registries without
+    /// that question are asked for the tag that stands for its answer.
+    pub(super) async fn referrers(&self, digest: &Digest) -> Result<Vec<Digest>, Failure> {
+        let wanted = self.reference.clone_with_digest(digest.to_string());
+        let index = self
+            .ask(false, move |client, endpoint_reference, auth| {
+                let reference = aim(&wanted, endpoint_reference.resolve_registry());
+                async move {
+                    client.store_auth_if_needed(reference.resolve_registry(), &auth).await;
+                    client.pull_referrers(&reference, None).await
+                }
+            })
+            .await?;
+        Ok(index.manifests.into_iter().filter_map(|entry| Digest::new(entry.digest).ok()).collect())
+    }
+
     async fn manifest_of(&self, reference: Reference, resolve: bool) -> Result<Bytes, Failure> {
         let wanted = reference.clone();
         let bytes = self

@@ -10,11 +10,15 @@
 mod find;
 mod key;
 mod payload;
+#[cfg(test)]
+pub(super) mod testing;
 
 use std::collections::HashMap;
 
 pub(super) use find::check;
 pub use key::{KeyError, Signer};
+#[cfg(test)]
+pub(super) use payload::Evidence;
 
 /// Start of an image record's label: the rest is a key's fingerprint, the value the digest that it signed.
 const SIGNED_LABEL: &str = "nodelet.dev/signed-by.";

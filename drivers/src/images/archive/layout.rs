@@ -8,15 +8,18 @@ use super::{Error, Found, matches_platform};
 
 /// The full name of an image, written by containerd, docker and nodelet.
 const FULL_NAME: &str = "io.containerd.image.name";
+/// What an entry is, in layouts of cosign: signatures and attestations are listed beside the image.
+const KIND: &str = "kind";
 /// A tag, or the full name, depending on who wrote it.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// Finds the image called `reference`, or the only one.
 pub(super) fn find(contents: &Contents, reference: &str, platform: &Platform) -> Result<Found, Error> {
     let bytes = contents.document("index.json")?;
-    let Document::Index(index) = Document::parse("index.json", bytes)? else {
+    let Document::Index(mut index) = Document::parse("index.json", bytes)? else {
         return Err(Error::Malformed("index.json is not an index".to_owned()));
     };
+    index.manifests.retain(is_image);
     let mut path = Vec::new();
     let mut root = match choose(&index, reference)? {
         Choice::One(one) => one.clone(),
@@ -68,6 +71,12 @@ pub(super) fn find(contents: &Contents, reference: &str, platform: &Platform) ->
             }
         }
     }
+}
+
+fn is_image(entry: &Descriptor) -> bool {
+    let of_cosign = entry.annotation(KIND).and_then(|kind| kind.strip_prefix("dev.cosignproject.cosign/"));
+    let is_signature_tag = |name: &str| name.contains("sha256-") && name.ends_with(".sig");
+    of_cosign.is_none_or(|kind| kind.starts_with("image")) && !entry.annotation(REF_NAME).is_some_and(is_signature_tag)
 }
 
 enum Choice<'a> {
