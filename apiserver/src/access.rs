@@ -103,7 +103,10 @@ fn access_review(user: &User, spec: &Value) -> Value {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let about = &spec["resourceAttributes"];
     let allowed = if about.is_object() {
-        may(user, &text(&about["verb"]), &text(&about["group"]), &text(&about["resource"]))
+        // Whoever opens a stream writes, by whatever verb.
+        let stream = crate::streams::kind_of(&text(&about["subresource"])).is_some();
+        let verb = if stream { "create".into() } else { text(&about["verb"]) };
+        may(user, &verb, &text(&about["group"]), &text(&about["resource"]))
     } else {
         !user.read_only || text(&spec["nonResourceAttributes"]["verb"]) == "get"
     };

@@ -135,6 +135,10 @@ fn parts_of(server: &Server, resource: &Resource) -> Vec<(String, Vec<String>)> 
             parts.push((part.to_owned(), verbs.iter().map(|v| (*v).to_owned()).collect()));
         }
     }
+    if server.stream_server(original).is_some() {
+        let streams = ["attach", "exec", "portforward"];
+        parts.extend(streams.map(|part| (part.to_owned(), ["create", "get"].map(str::to_owned).to_vec())));
+    }
     parts
 }
 

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::pki::{Pki, PkiError};
 use crate::request::User;
 use crate::server::Server;
+use crate::streams::Stopping;
 
 /// Connections get this long to finish their requests when the server stops; watches never would.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -128,8 +129,10 @@ pub(crate) async fn connection<S>(server: Server, stream: S, access: Access, shu
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let stopping = Stopping(shutdown.clone());
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         let server = server.clone();
+        request.extensions_mut().insert(stopping.clone());
         let user = match &access {
             Access::Root => Ok(User::root()),
             Access::Network { user, pki } => {

@@ -17,11 +17,11 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::{Value, json};
 
-use crate::registry::{Registry, served_definition};
+use crate::registry::{Registry, Resource, served_definition};
 use crate::request::{Context, Target, Trusted, User, segments};
 use crate::status::ApiError;
 use crate::store::{BackupError, Expect, Key, OpenError, Store, Write};
-use crate::streams::Streams;
+use crate::streams::{self, StreamServer, Streams};
 use crate::subresources::{SubresourceRequest, Subresources};
 use crate::{access, admission, body, discovery, garbage, represent, verbs};
 
@@ -80,7 +80,7 @@ pub(crate) struct Inner {
 pub struct Server {
     pub(crate) inner: Arc<Inner>,
     pub(crate) subresources: Option<Arc<dyn Subresources>>,
-    pub(crate) streams: Option<Arc<dyn Streams>>,
+    pub(crate) streams: Option<StreamServer>,
 }
 
 impl fmt::Debug for Server {
@@ -120,7 +120,7 @@ impl Server {
     /// Lets `streams` reach what runs: serves `exec`, `attach` and `portforward` of Workloads and Pods.
     #[must_use]
     pub fn with_streams(mut self, streams: Arc<dyn Streams>) -> Self {
-        self.streams = Some(streams);
+        self.streams = Some(StreamServer::new(streams));
         self
     }
 
@@ -234,10 +234,13 @@ impl Server {
         let resource = target.resource;
         // Whoever answers for a Workload's log answers for that of the Pod too.
         let original = self.inner.registry.original(resource);
-        let handler = self.subresources.as_ref().ok_or_else(ApiError::no_such_path)?;
-        let served = handler.served().iter().any(|(group, plural, part, _)| {
-            *group == original.group && *plural == original.plural && *part == subresource
+        let stream = self.stream_server(original).zip(streams::kind_of(&subresource));
+        let handler = self.subresources.as_ref().filter(|handler| {
+            handler.served().iter().any(|(group, plural, part, _)| {
+                *group == original.group && *plural == original.plural && *part == subresource
+            })
         });
+        let served = stream.is_some() || handler.is_some();
         let Some(name) = target.name.as_deref().filter(|_| served) else {
             return Err(ApiError::no_such_path());
         };
@@ -247,19 +250,29 @@ impl Server {
         let namespace = target.namespace.clone().unwrap_or_default();
         let stored = self.inner.store.get(resource.table, &Key::new(&namespace, name));
         let stored = stored.ok_or_else(|| ApiError::not_found(resource, name))?;
+        let object = represent::view(original, &stored);
+        if let Some((server, kind)) = stream {
+            return server.answer(kind, parts, (namespace, name.to_owned()), object).await;
+        }
+        let Some(handler) = handler else { return Err(ApiError::no_such_path()) };
         let query = crate::request::Query::parse(parts.uri.query().unwrap_or_default()).into_pairs();
         let request = SubresourceRequest {
             group: original.group.clone(),
             resource: original.plural.clone(),
             namespace,
             name: name.to_owned(),
-            object: represent::view(original, &stored),
+            object,
             subresource,
             query,
             body,
             parts,
         };
         Ok(handler.handle(request).await)
+    }
+
+    /// Who serves streams into the objects of a resource, if anybody does: Workloads alone run.
+    pub(crate) fn stream_server(&self, resource: &Resource) -> Option<&StreamServer> {
+        self.streams.as_ref().filter(|_| resource.group == "nodelet.dev" && resource.plural == "workloads")
     }
 }
 

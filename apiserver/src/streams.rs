@@ -2,6 +2,19 @@
 //!
 //! The server speaks the protocols of kubectl and other clients (WebSocket, SPDY/3.1) and knows nothing of containers:
 //! whoever runs them implements [`Streams`] and sees only bytes.
+//!
+//! A request's way: `request` reads it, `session` refuses it or changes the protocol, `websocket`, `tunnel` and `spdy/`
+//! turn the connection into channels, `remote` and `forward` move bytes between those and what runs.
+
+mod channel;
+mod forward;
+mod remote;
+mod request;
+mod session;
+mod spdy;
+mod status;
+mod tunnel;
+mod websocket;
 
 use std::fmt;
 
@@ -10,6 +23,9 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
+
+pub(crate) use request::kind_of;
+pub(crate) use session::{Stopping, StreamServer};
 
 /// What a client wants to reach. The object existed when the request came; the container, if there is one, is in its
 /// specification.
