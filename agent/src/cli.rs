@@ -14,6 +14,7 @@ mod edit;
 mod events;
 mod files;
 mod get;
+mod images;
 mod logs;
 mod node_lists;
 mod output;
@@ -104,8 +105,8 @@ enum Command {
     Start(power::PowerArgs),
     /// Replace all containers of workloads once
     Restart(power::PowerArgs),
-    /// Images on the nodes
-    Images(node_lists::NodeListArgs),
+    /// Images on the nodes; remove those that nobody needs
+    Images(images::ImagesArgs),
     /// Volumes, where they are and who uses them
     Volumes(node_lists::NodeListArgs),
     /// Networks on the nodes
@@ -200,7 +201,7 @@ async fn client_command(command: Command, global: &Global, output: &Output) -> a
         Command::Stop(args) => power::stop(&args, &session::open(global, output).await?).await,
         Command::Start(args) => power::start(&args, &session::open(global, output).await?).await,
         Command::Restart(args) => power::restart(&args, &session::open(global, output).await?).await,
-        Command::Images(args) => node_lists::images(&args, &session::open(global, output).await?).await,
+        Command::Images(args) => images::images(&args, &session::open(global, output).await?).await,
         Command::Volumes(args) => node_lists::volumes(&args, &session::open(global, output).await?).await,
         Command::Networks(args) => node_lists::networks(&args, &session::open(global, output).await?).await,
         Command::Crds => crds::crds(output),

@@ -1,10 +1,12 @@
-//! Parts of workloads that the API server does not serve itself: their logs.
+//! Parts of objects that the API server does not serve itself: the logs of workloads, the removal of images.
 //!
+//! `POST …/nodestates/NAME/prune` removes images that nobody needs.
 //! `GET …/workloads/NAME/log` takes the parameters of a Pod's log: `container`, `follow`, `previous`, `tailLines`,
 //! `sinceSeconds`, `sinceTime`, `timestamps`. Following goes on over restarts of the container and ends when the
 //! workload has ended, was stopped or is gone.
 
 mod log;
+mod prune;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -17,6 +19,7 @@ use kube::api::{Api, DynamicObject};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::watcher;
 use nodelet_apiserver::{SubresourceRequest, Subresources};
+use nodelet_controllers::image_collector::Collector;
 use serde_json::{Value, json};
 
 use log::{LogOptions, Refused};
@@ -25,12 +28,14 @@ use log::{LogOptions, Refused};
 pub struct NodeApi {
     logs: PathBuf,
     client: OnceLock<kube::Client>,
+    node: String,
+    collector: Collector,
 }
 
 impl NodeApi {
-    /// For the log files below `data_dir`.
-    pub fn new(data_dir: &Path) -> Arc<Self> {
-        Arc::new(Self { logs: data_dir.join("logs"), client: OnceLock::new() })
+    /// For this node, with the log files below `data_dir` and the images that `collector` removes.
+    pub fn new(node: String, data_dir: &Path, collector: Collector) -> Arc<Self> {
+        Arc::new(Self { logs: data_dir.join("logs"), client: OnceLock::new(), node, collector })
     }
 
     /// Lets followers see by `client` when a workload ends. The client of the server that this is part of, so it
@@ -70,12 +75,16 @@ impl NodeApi {
 #[async_trait]
 impl Subresources for NodeApi {
     fn served(&self) -> Vec<(&'static str, &'static str, &'static str, &'static [&'static str])> {
-        vec![("nodelet.dev", "workloads", "log", &["get"])]
+        vec![("nodelet.dev", "workloads", "log", &["get"]), ("nodelet.dev", "nodestates", "prune", &["create"])]
     }
 
     async fn handle(&self, request: SubresourceRequest) -> Response<Body> {
-        if request.parts.method != http::Method::GET {
+        let prune = request.subresource == "prune";
+        if request.parts.method != (if prune { http::Method::POST } else { http::Method::GET }) {
             return status(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
+        }
+        if prune {
+            return prune::prune(&self.collector, &self.node, &request).await;
         }
         match self.log(&request) {
             Ok(body) => {

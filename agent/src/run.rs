@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nodelet_apiserver::Server;
+use nodelet_controllers::image_collector::{Collector, Marks};
 use prometheus::{IntGaugeVec, Opts, Registry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -132,7 +133,14 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
         validators: validate::validators(),
         ..Default::default()
     };
-    let node_api = NodeApi::new(&configuration.data_dir);
+    let gc = &configuration.images.gc;
+    let collector = Collector::new(Marks {
+        high_percent: gc.high_percent.into(),
+        low_percent: gc.low_percent.into(),
+        min_age: Duration::from_secs(gc.min_age_seconds),
+    });
+    let node_name = configuration.effective_node_name();
+    let node_api = NodeApi::new(node_name, &configuration.data_dir, collector.clone());
     let server = Server::open(options, nodelet_crds::crds()).map_err(Error::Store)?.with_subresources(node_api.clone());
     node_api.follow_with(server.client("default"));
 
@@ -174,6 +182,7 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
         audit: Duration::from_secs(configuration.runtime.audit_seconds),
         version: VERSION.to_owned(),
         runtime_ready,
+        collector,
     };
     let client = server.client("default");
     let token = working.token();

@@ -27,6 +27,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::attempts::Attempts;
+use crate::image_collector::Collector;
 use crate::metrics::Metrics;
 use crate::node_state::NodeReport;
 use crate::pulls::Pulls;
@@ -68,6 +69,8 @@ pub struct Settings {
     pub version: String,
     /// Told whether the container runtime answers, for the readiness of the agent.
     pub runtime_ready: watch::Sender<bool>,
+    /// Removes images that nobody needs.
+    pub collector: Collector,
 }
 
 /// The objects of the API, kept current by the watches.

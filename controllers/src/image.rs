@@ -150,9 +150,9 @@ async fn follow(ctx: &Context, object: &Image, observed: Observed, state: PullSt
             publish(ctx, object, image_ready(part, &image), reasons::PULLED).await;
             Outcome::Settled
         }
-        PullState::Failed { message, failures, retry_in, .. } => {
+        PullState::Failed { message, failures, retry_in, kind } => {
             let message = format!("{message}; try {} in {} s", failures + 1, retry_in.as_secs() + 1);
-            ctx.event(object, EventType::Warning, reasons::PULL_FAILED, message.clone()).await;
+            ctx.event(object, EventType::Warning, kind.reason(), message.clone()).await;
             match observed.present.filter(|_| plan::keeps_old(object)) {
                 Some(image) => {
                     let part = NodeImage { message, ..image_ready(part, &image) };
@@ -160,7 +160,7 @@ async fn follow(ctx: &Context, object: &Image, observed: Observed, state: PullSt
                 }
                 None => {
                     let part = NodeImage { phase: ImagePhase::Failed, message, ..part };
-                    publish(ctx, object, part, reasons::PULL_FAILED).await;
+                    publish(ctx, object, part, kind.reason()).await;
                 }
             }
             Outcome::Again(retry_in)

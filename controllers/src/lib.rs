@@ -12,6 +12,7 @@ pub mod controller;
 mod credentials;
 mod defaults;
 mod image;
+pub mod image_collector;
 mod image_users;
 mod invalid;
 pub mod metrics;

@@ -1,6 +1,8 @@
 //! The reconcilers' metrics, in Prometheus' naming conventions.
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 /// Handles of all metrics; cheap to clone.
 #[derive(Clone)]
@@ -12,6 +14,9 @@ pub struct Metrics {
     pub workloads: IntGaugeVec,
     pub containers_running: IntGauge,
     pub repairs: IntCounterVec,
+    pub images_collected: IntCounter,
+    pub images_collected_bytes: IntCounter,
+    pub images_disk_used_ratio: Gauge,
 }
 
 impl Metrics {
@@ -37,6 +42,18 @@ impl Metrics {
                 Opts::new("nodelet_repairs_total", "Things put back that somebody else had removed or changed."),
                 &["what"],
             )?,
+            images_collected: IntCounter::new(
+                "nodelet_images_collected_total",
+                "Images removed because nobody needed them.",
+            )?,
+            images_collected_bytes: IntCounter::new(
+                "nodelet_images_collected_bytes_total",
+                "Disk space that removing images gave back.",
+            )?,
+            images_disk_used_ratio: Gauge::new(
+                "nodelet_images_disk_used_ratio",
+                "How full the images' disk is, 0 to 1.",
+            )?,
         };
         registry.register(Box::new(metrics.reconciles.clone()))?;
         registry.register(Box::new(metrics.reconcile_seconds.clone()))?;
@@ -44,6 +61,9 @@ impl Metrics {
         registry.register(Box::new(metrics.workloads.clone()))?;
         registry.register(Box::new(metrics.containers_running.clone()))?;
         registry.register(Box::new(metrics.repairs.clone()))?;
+        registry.register(Box::new(metrics.images_collected.clone()))?;
+        registry.register(Box::new(metrics.images_collected_bytes.clone()))?;
+        registry.register(Box::new(metrics.images_disk_used_ratio.clone()))?;
         Ok(metrics)
     }
 }

@@ -6,13 +6,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nodelet_drivers::images::{Error, Fetch, Image, Images, Progress, Source};
+use nodelet_crds::reasons;
+use nodelet_drivers::images::{Error, Fetch, Image, Images, OnProgress, Progress, Source, normalize};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::backoff::Backoff;
 use crate::context::chain;
+use crate::image_collector::Collector;
+
+mod room;
 
 /// What is known of a wish.
 #[derive(Debug, Clone)]
@@ -39,6 +43,8 @@ pub enum PullState {
 pub enum FailureKind {
     /// Trying again cannot help: the reference or the archive is wrong.
     Invalid,
+    /// The disk is too full for it, also without the images that nobody needs.
+    NoRoom,
     /// Everything else.
     Transfer,
 }
@@ -64,6 +70,7 @@ pub struct Pulls {
 
 struct Shared {
     images: Arc<dyn Images>,
+    collector: Collector,
     entries: Mutex<HashMap<Key, Entry>>,
     changed: broadcast::Sender<String>,
     tasks: TaskTracker,
@@ -71,11 +78,18 @@ struct Shared {
 }
 
 impl Pulls {
-    /// Transfers through `images`, until `stop`.
-    pub fn new(images: Arc<dyn Images>, stop: CancellationToken) -> Self {
+    /// Transfers through `images`, for which `collector` makes room, until `stop`.
+    pub fn new(images: Arc<dyn Images>, collector: Collector, stop: CancellationToken) -> Self {
         let (changed, _) = broadcast::channel(256);
         Self {
-            shared: Arc::new(Shared { images, entries: Mutex::default(), changed, tasks: TaskTracker::new(), stop }),
+            shared: Arc::new(Shared {
+                images,
+                collector,
+                entries: Mutex::default(),
+                changed,
+                tasks: TaskTracker::new(),
+                stop,
+            }),
         }
     }
 
@@ -122,16 +136,31 @@ impl Pulls {
         entries.retain(|key, entry| key.reference != reference || !matches!(entry, Entry::Failed { .. }));
     }
 
-    /// Forgets everything about a reference: its image was removed.
+    /// References (as given in the wish) that are being transferred.
+    pub fn running(&self) -> Vec<String> {
+        let entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = entries.iter().filter(|(_, entry)| matches!(entry, Entry::Running { .. }));
+        running.map(|(key, _)| key.reference.clone()).collect()
+    }
+
+    /// Forgets everything about a reference, however written: its image was removed.
     pub fn forget(&self, reference: &str) {
+        let Ok(gone) = normalize(reference) else { return };
         let mut entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.retain(|key, entry| key.reference != reference || matches!(entry, Entry::Running { .. }));
+        entries.retain(|key, entry| {
+            matches!(entry, Entry::Running { .. }) || normalize(&key.reference).is_ok_and(|other| other != gone)
+        });
     }
 
     /// Waits until every transfer has ended or been cut by the stop token.
     pub async fn drain(&self) {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+    }
+
+    async fn fetch(&self, fetch: &Fetch, on_progress: OnProgress) -> Result<Image, Failure> {
+        room::ensure(&*self.shared.images, &self.shared.collector, fetch).await?;
+        Ok(self.shared.images.fetch(fetch, on_progress).await?)
     }
 
     async fn transfer(self, key: Key, fetch: Fetch, failures: u32) {
@@ -153,7 +182,7 @@ impl Pulls {
         };
         let result = tokio::select! {
             // Cancel-safe: the driver keeps what was transferred and continues there next time.
-            result = self.shared.images.fetch(&fetch, on_progress) => result,
+            result = self.fetch(&fetch, on_progress) => result,
             () = self.shared.stop.cancelled() => return,
         };
         let entry = match result {
@@ -187,7 +216,31 @@ impl Pulls {
     }
 }
 
-fn kind_of(error: &Error) -> FailureKind {
+impl FailureKind {
+    /// The reason constant for conditions and Events.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Invalid => reasons::ARCHIVE_FAILED,
+            Self::NoRoom => reasons::INSUFFICIENT_STORAGE,
+            Self::Transfer => reasons::PULL_FAILED,
+        }
+    }
+}
+
+/// Why a pull failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    NoRoom(#[from] room::NoRoom),
+    #[error(transparent)]
+    Images(#[from] Error),
+}
+
+fn kind_of(failure: &Failure) -> FailureKind {
+    let error = match failure {
+        Failure::NoRoom(_) => return FailureKind::NoRoom,
+        Failure::Images(error) => error,
+    };
     match error {
         Error::InvalidReference { .. }
         | Error::Archive { .. }

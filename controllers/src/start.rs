@@ -32,7 +32,7 @@ use crate::pulls::Pulls;
 use crate::workload::containers::ContainerCache;
 use crate::workload::probes::Probers;
 use crate::workload::refs;
-use crate::{image, network, resource_limit, volume, workload};
+use crate::{image, image_collector, network, resource_limit, volume, workload};
 
 /// The reconcilers could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +75,7 @@ pub async fn run(
     let volumes = controller::controller::<Volume>(&client);
     let limits = controller::controller::<ResourceLimit>(&client);
 
-    let pulls = Pulls::new(drivers.images.clone(), shutdown.clone());
+    let pulls = Pulls::new(drivers.images.clone(), settings.collector.clone(), shutdown.clone());
     let containers = ContainerCache::new(drivers.runtime.clone());
     let stores = Stores {
         workloads: workloads.store(),
@@ -151,6 +151,7 @@ pub async fn run(
         follow_runtime(ctx.clone(), runtime_events, wake_workload.clone(), shutdown.clone()),
         network::events::run(ctx.clone(), wake_network, wake_workload, shutdown.clone()),
         workload::orphans::run(ctx.clone(), shutdown.clone()),
+        image_collector::run(ctx.clone(), shutdown.clone()),
         audit(ctx.clone(), shutdown.clone()),
     );
     ctx.pulls.drain().await;

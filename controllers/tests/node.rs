@@ -13,6 +13,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::wait::{Condition, await_condition};
 use kube::{Api, Client, ResourceExt};
 use nodelet_apiserver::Server;
+use nodelet_controllers::image_collector::{Collection, Collector, Marks};
 use nodelet_controllers::{Drivers, Settings};
 use nodelet_crds::common::{find_condition, is_true};
 use nodelet_crds::image::Image as ImageObject;
@@ -119,6 +120,7 @@ struct TestNode {
     server: Server,
     drivers: Drivers,
     directory: tempfile::TempDir,
+    collector: Collector,
     agent: Mutex<Option<(CancellationToken, tokio::task::JoinHandle<()>)>>,
 }
 
@@ -150,6 +152,7 @@ impl TestNode {
             server,
             drivers,
             directory,
+            collector: Collector::new(Marks { high_percent: 85, low_percent: 80, min_age: Duration::ZERO }),
             agent: Mutex::default(),
         });
         node.start_agent();
@@ -166,6 +169,7 @@ impl TestNode {
             audit: Duration::from_secs(3600),
             version: "0".to_owned(),
             runtime_ready: tokio::sync::watch::Sender::new(false),
+            collector: self.collector.clone(),
         };
         let (client, drivers, token) = (self.server.client("default"), self.drivers.clone(), stop.clone());
         let task = tokio::spawn(async move {
@@ -475,4 +479,44 @@ async fn a_limit_goes_after_the_limits_and_workloads_below_it() {
     }
     assert!(node.drivers.cgroups.stat(&below).unwrap().is_none());
     node.stop_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_images_that_nobody_needs_are_collected() {
+    let node = TestNode::start().await;
+    node.apply(web(serde_json::json!({}))).await;
+    let old = serde_json::json!({"containers": [{"name": "main", "image": "old:1"}]});
+    node.apply(workload("old", old)).await;
+    node.apply(serde_json::json!({
+        "apiVersion": "nodelet.dev/v1alpha1", "kind": "Image", "metadata": {"name": "wished"},
+        "spec": {"reference": "wished:1"}
+    }))
+    .await;
+    node.ready("web").await;
+    node.ready("old").await;
+    node.until("wished", "ready", |i: Option<&ImageObject>| {
+        i.and_then(|i| i.status.as_ref()).is_some_and(|s| is_true(&s.conditions, "Ready"))
+    })
+    .await;
+    let nothing = node.collector.prune(false).await.unwrap();
+    assert_eq!((nothing.removed.len(), nothing.kept.len()), (0, 3), "{nothing:?}");
+
+    node.api::<Workload>().delete("old", &DeleteParams::default()).await.unwrap();
+    node.until("old", "gone", |w: Option<&Workload>| w.is_none()).await;
+    let names = |collection: &Collection| collection.removed.iter().map(|c| c.reference.clone()).collect::<Vec<_>>();
+    let would = node.collector.prune(true).await.unwrap();
+    assert_eq!(names(&would), ["docker.io/library/old:1"]);
+    assert!(node.images.get("old:1").await.unwrap().is_some(), "a dry run removes nothing");
+    // There is room already.
+    assert_eq!(names(&node.collector.make_room(0).await.unwrap()), Vec::<String>::new());
+    assert_eq!(names(&node.collector.make_room(1).await.unwrap()), ["docker.io/library/old:1"]);
+    assert!(node.images.get("old:1").await.unwrap().is_none());
+    assert_eq!(node.images.list().await.unwrap().len(), 2, "what is needed stays, however little room there is");
+
+    // What was collected is fetched again when somebody wants it.
+    let old = serde_json::json!({"containers": [{"name": "main", "image": "old:1"}]});
+    node.apply(workload("old", old)).await;
+    node.ready("old").await;
+    node.stop_agent().await;
+    assert!(matches!(node.collector.prune(true).await, Err(_)), "nobody collects any more");
 }

@@ -129,6 +129,9 @@ pub const UPDATED: &str = "Updated";
 /// An update failed and the former generation runs again.
 pub const ROLLED_BACK: &str = "RolledBack";
 
+/// The disk is too full for the image, also without the images that nobody needs.
+pub const INSUFFICIENT_STORAGE: &str = "InsufficientStorage";
+
 /// The node has enough of it.
 pub const NO_PRESSURE: &str = "NoPressure";
 /// Memory is short.
@@ -138,6 +141,8 @@ pub const DISK_PRESSURE: &str = "DiskPressure";
 
 // Event-only reasons: what happened, in the past tense.
 
+/// Images that nobody needed were removed.
+pub const IMAGES_COLLECTED: &str = "ImagesCollected";
 /// A container was created.
 pub const CREATED: &str = "Created";
 /// A container was started.

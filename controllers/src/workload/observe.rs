@@ -17,7 +17,7 @@ use super::model::{
 };
 use crate::context::{Context, find};
 use crate::credentials;
-use crate::pulls::{FailureKind, PullState};
+use crate::pulls::PullState;
 
 /// Something could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -168,10 +168,7 @@ async fn image(ctx: &Context, object: &Workload, wish: &ContainerWish) -> Result
             present.as_ref().map_or_else(|| SeenImage::Pulling { message: String::new() }, present_now)
         }
         PullState::Failed { message, kind, failures, retry_in } => SeenImage::Failed {
-            reason: match kind {
-                FailureKind::Invalid => reasons::ARCHIVE_FAILED,
-                FailureKind::Transfer => reasons::PULL_FAILED,
-            },
+            reason: kind.reason(),
             message: format!("{message}; try {} in {} s", failures + 1, retry_in.as_secs() + 1),
         },
     })
