@@ -89,26 +89,28 @@ fn the_definition_is_consistent() {
 /// docs/cli.md is what `--help` says. UPDATE_GENERATED=1 writes it.
 #[test]
 fn the_page_of_commands_is_up_to_date() {
-    fn describe(command: &clap::Command, name: &str, page: &mut String) {
-        let mut command =
-            command.clone().bin_name(name).disable_help_flag(true).disable_version_flag(true).term_width(100);
-        let help = command.render_long_help().to_string();
+    /// A command and all below it; `hidden` are the flags that were shown once.
+    fn describe(command: &clap::Command, name: &str, hidden: &[String], page: &mut String) {
+        let shown = command.clone().mut_args(|arg| {
+            let hide = hidden.iter().any(|id| id == arg.get_id().as_str());
+            if hide { arg.hide(true) } else { arg }
+        });
+        let mut shown = shown.bin_name(name).disable_help_flag(true).disable_version_flag(true).term_width(100);
+        let help = shown.render_long_help().to_string();
         let help: Vec<&str> = help.lines().map(str::trim_end).collect();
         page.push_str(&format!("\n## `{name}`\n\n```text\n{}\n```\n", help.join("\n").trim_end()));
+        let globals = command.get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id().to_string());
+        let hidden: Vec<String> = hidden.iter().cloned().chain(globals).collect();
+        for below in command.get_subcommands() {
+            describe(below, &format!("{name} {}", below.get_name()), &hidden, page);
+        }
     }
     let mut root = Cli::command();
     root.build();
     let mut page = "# The commands\n\nGenerated from the program; `make crds` updates it. Flags of the first section go with every command.\n\
                     Exit codes: 0 done, 1 failed, 2 usage. Results go to stdout, everything else to stderr.\n"
         .to_owned();
-    describe(&root, "nodelet", &mut page);
-    let globals: Vec<String> =
-        root.get_arguments().filter(|a| a.is_global_set()).map(|a| a.get_id().to_string()).collect();
-    for command in root.get_subcommands() {
-        let is_shown = |id: &str| globals.iter().any(|global| global == id);
-        let hidden = command.clone().mut_args(|arg| if is_shown(arg.get_id().as_str()) { arg.hide(true) } else { arg });
-        describe(&hidden, &format!("nodelet {}", command.get_name()), &mut page);
-    }
+    describe(&root, "nodelet", &[], &mut page);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cli.md");
     if std::env::var_os("UPDATE_GENERATED").is_some() {
         std::fs::write(&path, &page).expect("writes");
