@@ -108,6 +108,18 @@ async fn exec_runs_programs_and_tells_how_they_end() {
     server.until_nobody_is_left().await;
 }
 
+/// What the other tests rely on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_protocols_are_tried() {
+    let server = Running::start().await;
+    for kubectl in all() {
+        let (_, _, log) = kubectl.run(&server, &["exec", "-v=8", "web", "--", "true"], b"").await;
+        let log = log.to_lowercase();
+        let (spdy, websocket) = (log.contains("upgrade: spdy/3.1"), log.contains("sec-websocket-accept"));
+        assert!(spdy == kubectl.spdy && websocket != kubectl.spdy, "{kubectl:?}: {log}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn terminals_have_sizes() {
     let server = Running::start().await;

@@ -13,6 +13,9 @@ use super::{StreamError, Streams};
 /// Once the port has said all it had to say, the client may still be heard for so long.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// Said when all places are taken.
+pub(super) const TOO_MANY: &str = "too many forwarded connections";
+
 /// Carries one connection until both sides are done or one is gone. The error is for the client.
 pub(super) async fn carry(
     streams: &dyn Streams,
@@ -26,7 +29,11 @@ pub(super) async fn carry(
         let uid = target.object["metadata"]["uid"].as_str().unwrap_or_default();
         format!("error forwarding port {port} to pod {}, uid {uid}: {}", target.name, chain(&error))
     };
-    let connection = streams.connect(&request.target, port).await.map_err(told)?;
+    let connected = tokio::select! {
+        connected = streams.connect(&request.target, port) => connected,
+        () = sink.gone() => return Ok(()),
+    };
+    let connection = connected.map_err(told)?;
     let (mut from_port, mut to_port) = tokio::io::split(connection);
     let sending = async {
         let sent = send(source, &mut to_port).await;

@@ -108,7 +108,8 @@ impl StreamServer {
                 spdy::forward(tunnel, streams, request, self.connections.clone(), activity).await;
             }
             (Protocol::WebSocket { .. }, Asked::PortForward { ports }) => {
-                channels_forward(io, &*streams, &request, ports, &protocol, activity).await;
+                let slots = &self.connections;
+                channels_forward(io, &*streams, &request, ports, &protocol, slots, activity).await;
             }
             (Protocol::Spdy { .. }, _) => spdy::remote(io, &*streams, &request, &protocol, activity).await,
             (Protocol::WebSocket { .. }, _) => channels_remote(io, &*streams, &request, &protocol, activity).await,
@@ -197,6 +198,7 @@ async fn channels_forward<T>(
     request: &Request,
     ports: &[u16],
     protocol: &Protocol,
+    slots: &Semaphore,
     activity: Arc<Activity>,
 ) where
     T: AsyncRead + AsyncWrite + Unpin,
@@ -219,7 +221,11 @@ async fn channels_forward<T>(
                 for sink in [&mut data, &mut error] {
                     let _ = sink.send(Chunk::copy_of(&port.to_le_bytes())).await;
                 }
-                if let Err(said) = forward::carry(streams, request, *port, source, &mut data).await {
+                let carried = match slots.try_acquire() {
+                    Ok(_slot) => forward::carry(streams, request, *port, source, &mut data).await,
+                    Err(_) => Err(forward::TOO_MANY.into()),
+                };
+                if let Err(said) = carried {
                     let _ = error.send(Chunk::copy_of(said.as_bytes())).await;
                 }
             }

@@ -9,6 +9,8 @@ mod dictionary;
 mod frames;
 mod headers;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 pub(super) use connection::{Credit, StreamSink};
 pub(super) use serve::{forward, remote};

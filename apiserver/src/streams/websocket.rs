@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::channel::{Activity, Chunk, Gone, QUEUE};
+use super::channel::{Activity, CHUNK, Chunk, Gone, QUEUE};
 
 /// The longest message that is taken: some clients send whatever they have in one.
 const MESSAGE: usize = 16 << 20;
@@ -168,11 +168,18 @@ where
             continue;
         }
         match inlets.get_mut(usize::from(channel)) {
-            Some(Inlet::Open(sender)) if !payload.is_empty() => {
-                // Whoever read it may have stopped to.
-                let _ = sender.send(payload).await;
+            Some(Inlet::Open(sender)) => {
+                // In pieces, so that no more than two messages wait, however long they are.
+                let mut payload = payload;
+                while !payload.is_empty() {
+                    let piece = payload.split_to(payload.len().min(CHUNK));
+                    // Whoever read it may have stopped to.
+                    if sender.send(piece).await.is_err() {
+                        break;
+                    }
+                }
             }
-            Some(_) => {}
+            Some(Inlet::Ignored) => {}
             None => return Err(Violation { code: CloseCode::Protocol, reason: "no such channel" }),
         }
     }
@@ -231,4 +238,65 @@ where
         }
     }
     sink.send(Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))).await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::streams::channel::Source;
+
+    /// A masked frame, as clients send it.
+    fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0x80 | opcode];
+        match payload.len() {
+            short @ 0..126 => frame.push(0x80 | short as u8),
+            long => {
+                frame.push(0x80 | 126);
+                frame.extend((long as u16).to_be_bytes());
+            }
+        }
+        frame.extend([0; 4]);
+        frame.extend(payload);
+        frame
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// Whatever comes, in frames or not: the connection ends, and nothing else does.
+        #[test]
+        fn no_bytes_make_it_panic_or_hang(
+            frames in proptest::collection::vec((0u8..16, proptest::collection::vec(any::<u8>(), 0..200)), 0..6),
+            tail in proptest::collection::vec(any::<u8>(), 0..64),
+            base64 in any::<bool>(),
+            closes in any::<bool>(),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (near, far) = tokio::io::duplex(1 << 12);
+                let (inlet, mut source) = Source::new(None);
+                let inlets = vec![Inlet::Open(inlet), Inlet::Ignored];
+                let socket = accept(far).await;
+                let (channels, driver) = open(socket, Encoding { base64, closes }, inlets, Arc::new(Activity::new()));
+                let reader = tokio::spawn(async move { while source.next().await.is_some() {} });
+                let mut wire: Vec<u8> = frames.iter().flat_map(|(opcode, payload)| frame(*opcode, payload)).collect();
+                wire.extend(tail);
+                let (mut from, mut to) = tokio::io::split(near);
+                let writing = async {
+                    // The server may have closed before.
+                    let _ = to.write_all(&wire).await;
+                    let _ = to.shutdown().await;
+                };
+                let mut back = Vec::new();
+                let all = async { tokio::join!(driver, writing, from.read_to_end(&mut back)) };
+                tokio::time::timeout(Duration::from_secs(10), all).await.unwrap().2.unwrap();
+                reader.await.unwrap();
+                drop(channels);
+            });
+        }
+    }
 }

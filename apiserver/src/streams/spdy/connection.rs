@@ -156,7 +156,8 @@ impl Shared {
             if self.out.try_send(Out::Frame(frames::window(id, delta))).is_err() {
                 match table.streams.get_mut(&id) {
                     Some(entry) => entry.consumed = entry.consumed.saturating_add(delta),
-                    None => table.consumed = table.consumed.saturating_add(delta),
+                    None if id == 0 => table.consumed = table.consumed.saturating_add(delta),
+                    None => {}
                 }
             }
         }
@@ -267,17 +268,20 @@ where
                 }
             }
         };
-        match read {
+        let status = match read {
             // The client has shut its half; it may still be listening.
-            Ok(()) => {}
+            Ok(()) => 0,
             Err(FrameError::Io(_)) => return,
-            Err(error) => tracing::debug!(%error, "a SPDY client was turned away"),
-        }
+            Err(error) => {
+                tracing::debug!(%error, "a SPDY client was turned away");
+                1
+            }
+        };
         for (_, entry) in shared.table().streams.drain() {
             entry.gone.cancel();
         }
         shared.changed.notify_waiters();
-        let farewell = async { tokio::join!(shared.go_away(1), writing).1 };
+        let farewell = async { tokio::join!(shared.go_away(status), writing).1 };
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
     };
     (streams, handle, driver)

@@ -193,7 +193,7 @@ pub(super) fn data_header(id: u32, length: usize, finished: bool) -> [u8; 8] {
 }
 
 /// A control frame of words.
-fn control(kind: u16, words: &[u32], rest: &[u8]) -> Bytes {
+pub(super) fn control(kind: u16, words: &[u32], rest: &[u8]) -> Bytes {
     let length = (words.len() * 4 + rest.len()) as u32;
     let mut frame = Vec::with_capacity(8 + length as usize);
     frame.extend_from_slice(&(0x8000 | VERSION).to_be_bytes());

@@ -20,6 +20,8 @@ use crate::streams::{StdStreams, Streams, forward as bridge};
 const OPENING: Duration = Duration::from_secs(30);
 /// A client has so long to leave once everything is said.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// The longest name of a connection; kubectl counts.
+const NAME: usize = 64;
 /// Forwarded connections at once, for each client.
 const CONNECTIONS: usize = 2048;
 
@@ -33,9 +35,9 @@ pub(in crate::streams) async fn remote<T>(
 ) where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let (mut opened, connection, driver) = open(io, 8, activity);
+    let (opened, connection, driver) = open(io, 8, activity);
     let work = async {
-        match tokio::time::timeout(OPENING, collect(&mut opened, request.announced, protocol)).await {
+        match tokio::time::timeout(OPENING, collect(opened, request.announced, protocol)).await {
             Ok(Some(client)) => run(streams, request, client).await,
             Ok(None) => {}
             Err(_) => tracing::debug!("a client did not open its streams in time"),
@@ -60,7 +62,7 @@ async fn until_done(driver: impl Future<Output = ()>, work: impl Future<Output =
 }
 
 /// Waits for the streams that belong to the request, and refuses others. `None` when the client is gone.
-async fn collect(opened: &mut mpsc::Receiver<Opened>, wanted: StdStreams, protocol: &Protocol) -> Option<Client> {
+async fn collect(mut opened: mpsc::Receiver<Opened>, wanted: StdStreams, protocol: &Protocol) -> Option<Client> {
     let mut error = None;
     let (mut stdin, mut stdout, mut stderr, mut resize) = (None, None, None, None);
     let resizable = wanted.tty && protocol.has_resize();
@@ -130,7 +132,7 @@ pub(in crate::streams) async fn forward<T>(
                 continue;
             };
             let Ok(slot) = connections.clone().try_acquire_owned() else {
-                let _ = error.send(Chunk::copy_of(b"too many forwarded connections")).await;
+                let _ = error.send(Chunk::copy_of(bridge::TOO_MANY.as_bytes())).await;
                 error.close().await;
                 sink.close().await;
                 continue;
@@ -157,7 +159,8 @@ async fn join(pairs: &mut HashMap<String, Pair>, stream: Opened) -> Option<(Stri
         Some("data") => Some(false),
         _ => None,
     };
-    let (Some(port), Some(is_error)) = (port, is_error) else {
+    let named = stream.header("requestid").is_none_or(|id| id.len() <= NAME);
+    let (Some(port), Some(is_error), true) = (port, is_error, named) else {
         stream.refuse().await;
         return None;
     };
