@@ -12,6 +12,7 @@ pub mod auth;
 pub mod config;
 pub mod conformance;
 mod content;
+mod credentials;
 mod disk;
 mod driver;
 pub mod fake;
@@ -25,9 +26,11 @@ pub mod reference;
 mod registry;
 mod sharing;
 mod signature;
+mod slots;
 pub mod stored;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod transfer;
 mod unpack;
 mod usage;
@@ -149,7 +152,7 @@ pub enum Error {
         /// Digest of what the reference points at: what had to be signed.
         digest: String,
         /// The key that did not sign it.
-        signer: Signer,
+        signer: Box<Signer>,
         /// What was found instead.
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,

@@ -38,8 +38,13 @@ pub struct PrivateContainerd {
 impl PrivateContainerd {
     /// Starts one and waits until it answers.
     pub async fn start() -> Self {
-        let id = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
         let binary = std::env::var_os(CONTAINERD_VARIABLE).map_or_else(|| PathBuf::from("containerd"), PathBuf::from);
+        Self::start_with(binary).await
+    }
+
+    /// The same with this very program, whatever the environment says.
+    pub async fn start_with(binary: PathBuf) -> Self {
+        let id = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
         let mut fixture = Self { dir: PathBuf::from(format!("/tmp/nodelet-test-{id}")), id, binary, child: None };
         std::fs::create_dir_all(&fixture.dir).expect("the test's directory can be made");
         fixture.write_config();

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 pub mod containerd;
+pub mod fault_proxy;
 pub mod images;
 pub mod namespaces;
 pub mod node;

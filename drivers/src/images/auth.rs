@@ -7,6 +7,7 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 
 use super::Credentials;
+use super::registry::TOKEN_USER;
 
 /// Why a credentials file cannot be used. Never holds any of its secrets.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,9 +31,53 @@ pub enum Error {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct DockerConfig {
     #[serde(default)]
     auths: BTreeMap<String, Entry>,
+    #[serde(default)]
+    cred_helpers: BTreeMap<String, String>,
+    #[serde(default)]
+    creds_store: String,
+}
+
+/// A program that knows credentials: `docker-credential-<name>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Helper {
+    /// The end of the program's name.
+    pub(super) name: String,
+    /// What it is asked for.
+    pub(super) server: String,
+    /// It is for this registry, not the store for all.
+    pub(super) own: bool,
+}
+
+/// The helper that a configuration names for a reference.
+///
+/// # Errors
+/// [`Error`] when the file is broken, or the helper's name is not that of a program in the path.
+pub(super) fn helper_for(reference: &str, docker_config: &[u8]) -> Result<Option<Helper>, Error> {
+    let Ok(reference) = super::reference::parse(reference) else { return Ok(None) };
+    let config = parse(docker_config)?;
+    let registry = reference.registry();
+    let own = config.cred_helpers.iter().find(|(host, _)| canonical(host) == canonical(registry));
+    let (name, server, own) = match own {
+        Some((host, name)) => (name.clone(), host.clone(), true),
+        None if config.creds_store.is_empty() => return Ok(None),
+        None if canonical(registry) == "docker.io" => (config.creds_store, DOCKER_HUB.to_owned(), false),
+        None => (config.creds_store, registry.to_owned(), false),
+    };
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        return Err(Error::Entry { entry: server, message: "its helper must be the end of a program's name" });
+    }
+    Ok(Some(Helper { name, server, own }))
+}
+
+/// By this name Docker's tools keep the credentials of Docker Hub.
+const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+
+fn parse(docker_config: &[u8]) -> Result<DockerConfig, Error> {
+    serde_json::from_slice(docker_config).map_err(|e| Error::Json { line: e.line(), column: e.column() })
 }
 
 #[derive(Deserialize, Default)]
@@ -58,8 +103,7 @@ struct Entry {
 /// credentials.
 pub fn credentials_for(reference: &str, docker_config: &[u8]) -> Result<Option<Credentials>, Error> {
     let Ok(reference) = super::reference::parse(reference) else { return Ok(None) };
-    let config: DockerConfig =
-        serde_json::from_slice(docker_config).map_err(|e| Error::Json { line: e.line(), column: e.column() })?;
+    let config = parse(docker_config)?;
     let best = config
         .auths
         .iter()
@@ -123,6 +167,9 @@ fn label_matches(pattern: &str, label: &str) -> bool {
 fn read(key: &str, entry: &Entry) -> Result<Credentials, Error> {
     let broken = |message| Error::Entry { entry: key.to_owned(), message };
     let given = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
+    if let Some(token) = given(&entry.identity_token) {
+        return Ok(Credentials { username: TOKEN_USER.to_owned(), password: token });
+    }
     if let (Some(username), Some(password)) = (given(&entry.username), given(&entry.password)) {
         return Ok(Credentials { username, password });
     }
@@ -137,9 +184,6 @@ fn read(key: &str, entry: &Entry) -> Result<Credentials, Error> {
         // Docker pads the password with NUL bytes in old files.
         let password = password.trim_matches('\0');
         return Ok(Credentials { username: username.to_owned(), password: password.to_owned() });
-    }
-    if given(&entry.identity_token).is_some() {
-        return Err(broken("identity tokens are not supported; use a user name with a password or token"));
     }
     Err(broken("it has neither auth nor username and password"))
 }

@@ -8,29 +8,33 @@ use std::time::Duration;
 use async_trait::async_trait;
 use containerd_client::services::v1::{DeleteImageRequest, ListImagesRequest, ListRequest};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use tokio::sync::{Semaphore, watch};
+use oci_spec::distribution::Reference;
+use tokio::sync::watch;
 
 use super::content::{self, LEASE_IMAGE_LABEL};
 use super::disk::Root;
 use super::manifest::Digest;
 use super::platform::Platform;
 use super::progress::Tracker;
-use super::registry::Registries;
+use super::pull::Terms;
+use super::registry::{Registries, Repository};
 use super::sharing::Sharing;
+use super::slots::Slots;
 use super::stored::{self, FETCHED_LABEL, Stored};
+use super::throttle::Throttle;
 use super::unpack::answered;
 use super::{
     Credentials, Damage, Disk, Error, Estimate, Fetch, Fetched, Image, Images, OnProgress, Phase, Signer, Source,
-    Usage, pull, reference, signature, usage, verify,
+    Usage, credentials, pull, reference, signature, usage, verify,
 };
 use crate::containerd::{Containerd, absent_ok};
 
 /// How the driver behaves. Every field can be changed without changing what is on the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Images that are fetched at once.
+    /// Images that are fetched at once; one that waits for a slow registry does not count.
     pub parallel_pulls: usize,
-    /// Blobs that are transferred at once, over all images.
+    /// Blobs that are transferred at once, over all images; a slow one does not count.
     pub parallel_layers: usize,
     /// Attempts for one request or blob before its fetch fails; one that made progress counts anew.
     pub attempts: u32,
@@ -38,6 +42,10 @@ pub struct Options {
     pub stall: Duration,
     /// Where containerd's `hosts.toml` files are, usually `/etc/containerd/certs.d`.
     pub registries_dir: Option<PathBuf>,
+    /// Credentials for all who bring none: a file like Docker's `config.json`, credential helpers included.
+    pub credentials_file: Option<PathBuf>,
+    /// Bytes in a second from registries, over all transfers; `None` and 0 are no limit.
+    pub max_bytes_per_second: Option<u64>,
 }
 
 impl Default for Options {
@@ -48,6 +56,8 @@ impl Default for Options {
             attempts: 5,
             stall: Duration::from_secs(30),
             registries_dir: None,
+            credentials_file: None,
+            max_bytes_per_second: None,
         }
     }
 }
@@ -65,11 +75,27 @@ pub(super) struct Inner {
     pub(super) options: Options,
     pub(super) registries: Registries,
     pub(super) root: Root,
-    pub(super) pulls: Semaphore,
-    pub(super) layers: Semaphore,
+    pub(super) pulls: Slots,
+    pub(super) layers: Slots,
+    pub(super) throttle: Throttle,
     pub(super) blobs: Sharing<Digest, watch::Receiver<u64>, Result<(), Error>>,
     pub(super) snapshots: Sharing<Digest, (), Result<(), Error>>,
     fetches: Sharing<Wish, About, Result<Image, Error>>,
+}
+
+impl Inner {
+    /// The servers of a repository, asked with these credentials or else with the node's own.
+    pub(super) async fn repository(
+        &self,
+        reference: &Reference,
+        credentials: Option<Credentials>,
+    ) -> Result<Repository, Error> {
+        let credentials = match credentials {
+            Some(given) => Some(given),
+            None => credentials::of_node(self.options.credentials_file.as_deref(), &reference.whole()).await?,
+        };
+        self.registries.repository(reference, credentials)
+    }
 }
 
 /// What makes two fetches the same.
@@ -94,8 +120,9 @@ impl ContainerdImages {
     pub fn new(containerd: Containerd, options: Options) -> Self {
         let inner = Inner {
             registries: Registries::new(options.registries_dir.clone(), options.stall),
-            pulls: Semaphore::new(options.parallel_pulls.max(1)),
-            layers: Semaphore::new(options.parallel_layers.max(1)),
+            pulls: Slots::new(options.parallel_pulls),
+            layers: Slots::new(options.parallel_layers),
+            throttle: Throttle::new(options.max_bytes_per_second),
             blobs: Sharing::default(),
             snapshots: Sharing::default(),
             fetches: Sharing::default(),
@@ -209,7 +236,12 @@ impl Images for ContainerdImages {
                 || {
                     let tracker = Arc::new(Tracker::default());
                     let about = About { tracker: tracker.clone(), credentials: fetch.credentials.clone() };
-                    (about, pull::run(self.inner.clone(), wish.clone(), fetch.credentials.clone(), tracker))
+                    let terms = Terms {
+                        credentials: fetch.credentials.clone(),
+                        priority: fetch.priority,
+                        throttle: Arc::new(Throttle::new(Some(fetch.max_bytes_per_second))),
+                    };
+                    (about, pull::run(self.inner.clone(), wish.clone(), terms, tracker))
                 },
             );
             let mut latest = joined.about.tracker.watch();
@@ -240,7 +272,7 @@ impl Images for ContainerdImages {
         match &wish.source {
             Source::Registry => {
                 let parsed = reference::parse(&wish.reference)?;
-                let repository = self.inner.registries.repository(&parsed, fetch.credentials.clone())?;
+                let repository = self.inner.repository(&parsed, fetch.credentials.clone()).await?;
                 pull::patiently(&self.inner, || repository.digest()).await
             }
             Source::Archive(path) => {

@@ -33,6 +33,11 @@ impl Tracker {
         self.latest.subscribe()
     }
 
+    /// The latest value.
+    pub(super) fn latest(&self) -> Progress {
+        self.latest.borrow().clone()
+    }
+
     /// Enters a phase. Phases only go forward.
     pub(super) fn phase(&self, phase: Phase) {
         self.change(|state| {

@@ -21,12 +21,19 @@ use super::driver::{Inner, Wish};
 use super::manifest::{ConfigRoot, Descriptor, Digest, Document, Invalid, Manifest, chain_ids};
 use super::platform::{Platform, available, candidates};
 use super::progress::Tracker;
-use super::registry::{Failure, Repository, failed};
+use super::registry::{Failure, Repository, Retry, failed};
 use super::stored::{self, FETCHED_LABEL, PLATFORM_LABEL};
-use super::transfer;
+use super::throttle::Throttle;
+use super::transfer::{self, Transfers};
 use super::unpack::{self, Layer, answered};
 use super::{Credentials, Error, Estimate, Image, Phase, Source, reference, signature, usage};
 use crate::containerd::is_already_exists;
+
+/// How often the progress is looked at to tell whether a pull is slow.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// A server that wants a longer pause is left alone; the fetch fails and says when to come back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What is known of an image once its documents have been read.
 pub(super) struct Plan {
@@ -48,21 +55,20 @@ pub(super) enum From {
     Archive(Arc<ArchiveImage>),
 }
 
+/// How a fetch goes about it, apart from what it is for: those of who came first hold for all who join.
+#[derive(Debug, Clone)]
+pub(super) struct Terms {
+    pub(super) credentials: Option<Credentials>,
+    pub(super) priority: i32,
+    /// Its own rate, below that of all.
+    pub(super) throttle: Arc<Throttle>,
+}
+
 /// Fetches the image, whatever of it is there already.
-pub(super) async fn run(
-    inner: Arc<Inner>,
-    wish: Wish,
-    credentials: Option<Credentials>,
-    tracker: Arc<Tracker>,
-) -> Result<Image, Error> {
-    let _permit = inner.pulls.acquire().await.map_err(|e| failed("waiting for other pulls".to_owned(), e))?;
-    let plan = match &wish.source {
-        Source::Registry => plan_registry(&inner, &wish, credentials).await?,
-        Source::Archive(path) => {
-            plan_archive(open_archive(path.clone(), wish.reference.clone(), wish.platform.clone()).await?)?
-        }
-    };
-    signature::check(&inner, &wish, &plan).await?;
+pub(super) async fn run(inner: Arc<Inner>, wish: Wish, terms: Terms, tracker: Arc<Tracker>) -> Result<Image, Error> {
+    let mut slot = inner.pulls.take(terms.priority).await;
+    let plan = slot.wait(plan(&inner, &wish, terms.credentials.clone())).await?;
+    slot.wait(signature::check(&inner, &wish, &plan)).await?;
     tracker.total(plan.manifest.size());
     tracker.phase(Phase::Pulling);
 
@@ -70,7 +76,21 @@ pub(super) async fn run(
     let lease = Lease::ensure(&inner.containerd, &lease_id(&wish), &wish.reference)
         .await
         .map_err(|s| answered(doing("taking the lease for"), s))?;
-    let outcome = store(&inner, &wish, &plan, &lease, &tracker).await;
+    let outcome = {
+        let mut work = std::pin::pin!(store(&inner, &wish, &plan, &lease, &terms, &tracker));
+        loop {
+            // Both arms are cancel-safe: the work is pinned and a tick is only a look at the progress.
+            tokio::select! {
+                biased;
+                outcome = &mut work => break outcome,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let now = tracker.latest();
+            if now.phase == Phase::Pulling {
+                slot.progress(now.bytes_done);
+            }
+        }
+    };
     match (&outcome, &wish.source) {
         // Nothing of a broken archive may stay, and nothing of it can be continued.
         (Err(_), Source::Archive(_)) => {
@@ -94,6 +114,7 @@ async fn store(
     wish: &Wish,
     plan: &Plan,
     lease: &Lease,
+    terms: &Terms,
     tracker: &Arc<Tracker>,
 ) -> Result<Image, Error> {
     let doing = |what: &str| format!("{what} {}", wish.reference);
@@ -114,7 +135,8 @@ async fn store(
     let arrive = async {
         match &plan.from {
             From::Registry(repository) => {
-                transfer::from_registry(inner, lease, repository, &plan.manifest.layers, tracker, &ready).await?;
+                let transfers = Transfers::new(inner, lease, repository, terms);
+                transfers.get_all(&plan.manifest.layers, tracker, &ready).await?;
             }
             From::Archive(archive) => transfer::from_archive(inner, lease, archive, tracker, &ready).await?,
         }
@@ -147,18 +169,22 @@ async fn store(
     })
 }
 
+async fn plan(inner: &Arc<Inner>, wish: &Wish, credentials: Option<Credentials>) -> Result<Plan, Error> {
+    match &wish.source {
+        Source::Registry => plan_registry(inner, wish, credentials).await,
+        Source::Archive(path) => {
+            plan_archive(open_archive(path.clone(), wish.reference.clone(), wish.platform.clone()).await?)
+        }
+    }
+}
+
 /// What [`run`] would transfer and unpack.
 pub(super) async fn estimate(
     inner: &Arc<Inner>,
     wish: &Wish,
     credentials: Option<Credentials>,
 ) -> Result<Estimate, Error> {
-    let plan = match &wish.source {
-        Source::Registry => plan_registry(inner, wish, credentials).await?,
-        Source::Archive(path) => {
-            plan_archive(open_archive(path.clone(), wish.reference.clone(), wish.platform.clone()).await?)?
-        }
-    };
+    let plan = plan(inner, wish, credentials).await?;
     let mut estimate =
         Estimate { digest: plan.root.digest.to_string(), bytes_total: plan.manifest.size(), ..Estimate::default() };
     let mut seen = HashSet::new();
@@ -280,8 +306,8 @@ fn lease_id(wish: &Wish) -> String {
 
 async fn plan_registry(inner: &Arc<Inner>, wish: &Wish, credentials: Option<Credentials>) -> Result<Plan, Error> {
     let parsed = reference::parse(&wish.reference)?;
-    let repository = inner.registries.repository(&parsed, credentials)?;
-    let unusable = |e: Invalid| failed(format!("reading {}", wish.reference), e);
+    let repository = inner.repository(&parsed, credentials).await?;
+    let unusable = |e: Invalid| Error::Unusable { reference: wish.reference.clone(), source: Arc::new(e) };
     let mut bytes = patiently(inner, || repository.root()).await?.to_vec();
     let mut indexes = Vec::new();
     loop {
@@ -385,20 +411,30 @@ where
             Ok(answer) => return Ok(answer),
             Err(failure) => {
                 tries += 1;
-                if !failure.transient || tries >= inner.options.attempts {
-                    return Err(failure.error);
+                match pause(tries, failure.retry) {
+                    Some(pause) if tries < inner.options.attempts => tokio::time::sleep(pause).await,
+                    _ => return Err(failure.error),
                 }
-                tokio::time::sleep(pause(tries, failure.busy)).await;
             }
         }
     }
 }
 
-/// Exponential with jitter, so that many nodes do not come back at the same moment.
-pub(super) fn pause(tries: u32, busy: bool) -> Duration {
-    let (first, longest) = if busy { (2000, 60_000) } else { (200, 10_000) };
-    let full = (first << tries.saturating_sub(1).min(16)).min(longest);
-    Duration::from_millis(rand::random_range(full / 2..=full))
+/// How long to wait before trying again: exponential with jitter, so that many nodes do not come back at the same
+/// moment, and not before the server wants it. `None` when waiting here makes no sense: the caller does it better.
+pub(super) fn pause(tries: u32, retry: Retry) -> Option<Duration> {
+    let (first, longest) = match retry {
+        Retry::No => return None,
+        Retry::Soon => (200, 10_000),
+        Retry::Later(None) => (2000, 60_000),
+        Retry::Later(Some(wanted)) if wanted > LONGEST_PAUSE => return None,
+        Retry::Later(Some(wanted)) => {
+            let jitter = Duration::from_millis(rand::random_range(0..1000));
+            return Some(wanted + jitter);
+        }
+    };
+    let full: u64 = (first << tries.saturating_sub(1).min(16)).min(longest);
+    Some(Duration::from_millis(rand::random_range(full / 2..=full)))
 }
 
 /// Makes sure that nothing of the blob's ingest stays when it can never become right.

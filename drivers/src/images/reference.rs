@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use oci_client::Reference;
+use oci_spec::distribution::Reference;
 
 use super::Error;
 

@@ -1,22 +1,30 @@
 //! Registries: manifests, blobs from any offset, digests of tags; through mirrors and with credentials.
+//!
+//! The protocol is spoken here, over a kept HTTP library: `Retry-After`, ranges, headers and certificates of
+//! `hosts.toml` and a token that expires in the middle of a layer are then ours to handle. See docs/decisions/0011.
+
+mod answer;
+mod client;
+mod tokens;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
-use oci_client::client::{BlobResponse, Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference};
+use http::{Method, StatusCode, header};
+use oci_spec::distribution::Reference;
+use reqwest::{Client, Response};
 
 use super::hosts::{Endpoint, endpoints};
-use super::manifest::{ACCEPTED, Descriptor, Digest};
+use super::manifest::{ACCEPTED, Descriptor, Digest, MAX_DOCUMENT};
 use super::{Credentials, Error};
+use answer::{classify, unreachable};
+pub(super) use tokens::TOKEN_USER;
+use tokens::Tokens;
 
 /// Connections and tokens are kept for so many servers and credentials.
 const KEPT_CLIENTS: usize = 64;
@@ -26,11 +34,9 @@ const KEPT_CLIENTS: usize = 64;
 pub(super) struct Registries {
     dir: Option<PathBuf>,
     stall: Duration,
-    clients: Arc<Mutex<Clients>>,
+    clients: Arc<Mutex<HashMap<Endpoint, Client>>>,
+    tokens: Tokens,
 }
-
-/// Connections with their tokens, by server and who asks.
-type Clients = HashMap<(Endpoint, Option<Credentials>), Client>;
 
 impl fmt::Debug for Registries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -38,20 +44,29 @@ impl fmt::Debug for Registries {
     }
 }
 
+/// Whether trying again may help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Retry {
+    /// It cannot.
+    No,
+    /// The network or the server may do better next time.
+    Soon,
+    /// The server wants fewer requests, and may say when it takes more.
+    Later(Option<Duration>),
+}
+
 /// A failure, and whether trying again may help.
 #[derive(Debug)]
 pub(super) struct Failure {
     /// What to report.
     pub(super) error: Error,
-    /// The network or the server may do better next time.
-    pub(super) transient: bool,
-    /// The server wants fewer requests.
-    pub(super) busy: bool,
+    /// Whether to try again.
+    pub(super) retry: Retry,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, transient: false, busy: false }
+        Self { error, retry: Retry::No }
     }
 }
 
@@ -66,7 +81,7 @@ pub(super) struct BlobStream {
 impl Registries {
     /// `dir` holds containerd's `hosts.toml` files; a connection that is silent for `stall` is given up.
     pub(super) fn new(dir: Option<PathBuf>, stall: Duration) -> Self {
-        Self { dir, stall, clients: Arc::default() }
+        Self { dir, stall, clients: Arc::default(), tokens: Tokens::default() }
     }
 
     /// The servers for one reference.
@@ -83,45 +98,17 @@ impl Registries {
         Ok(Repository { registries: self.clone(), reference: reference.clone(), credentials, endpoints })
     }
 
-    fn client(&self, endpoint: &Endpoint, credentials: Option<&Credentials>) -> Result<(Client, bool), Failure> {
-        let key = (endpoint.clone(), credentials.cloned());
+    fn client(&self, endpoint: &Endpoint) -> Result<Client, Error> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(&key) {
-            return Ok((client.clone(), true));
+        if let Some(client) = clients.get(endpoint) {
+            return Ok(client.clone());
         }
-        let mut authorities = Vec::new();
-        for path in &endpoint.ca {
-            let data =
-                std::fs::read(path).map_err(|e| failed(format!("reading the authority {}", path.display()), e))?;
-            authorities.push(Certificate { encoding: CertificateEncoding::Pem, data });
-        }
-        // One provider of cryptography for the process; somebody may have installed it before.
-        let _installed = rustls::crypto::ring::default_provider().install_default();
-        // Loopback is never reached through a proxy, whatever the environment says.
-        let local = super::reference::is_loopback(&endpoint.host);
-        let config = ClientConfig {
-            protocol: if endpoint.https { ClientProtocol::Https } else { ClientProtocol::Http },
-            accept_invalid_certificates: endpoint.skip_verify,
-            extra_root_certificates: authorities,
-            read_timeout: Some(self.stall),
-            connect_timeout: Some(self.stall.min(Duration::from_secs(15))),
-            user_agent: concat!("nodelet/", env!("CARGO_PKG_VERSION")),
-            http_proxy: local.then(|| "http://127.0.0.1:9".to_owned()),
-            no_proxy: local.then(|| "localhost,127.0.0.0/8,::1".to_owned()),
-            ..ClientConfig::default()
-        };
-        let client = Client::try_from(config)
-            .map_err(|e| failed(format!("preparing the connection to {}", endpoint.host), e))?;
+        let client = client::build(endpoint, self.stall)?;
         if clients.len() >= KEPT_CLIENTS {
             clients.clear();
         }
-        clients.insert(key, client.clone());
-        Ok((client, false))
-    }
-
-    fn forget(&self, endpoint: &Endpoint, credentials: Option<&Credentials>) {
-        let key = (endpoint.clone(), credentials.cloned());
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        clients.insert(endpoint.clone(), client.clone());
+        Ok(client)
     }
 }
 
@@ -134,6 +121,17 @@ pub(super) struct Repository {
     endpoints: Vec<Endpoint>,
 }
 
+/// One request to a repository.
+struct Ask<'a> {
+    method: Method,
+    /// Below the repository: `manifests/latest`.
+    path: &'a str,
+    /// First byte wanted.
+    from: u64,
+    /// Asks what a tag means.
+    resolve: bool,
+}
+
 impl Repository {
     /// `<registry>` and `<repository>`, for the label that tells where a blob came from.
     pub(super) fn source(&self) -> (&str, &str) {
@@ -142,28 +140,24 @@ impl Repository {
 
     /// The digest that the reference has now.
     pub(super) async fn digest(&self) -> Result<String, Failure> {
-        self.ask(true, |client, reference, auth| async move { client.fetch_manifest_digest(&reference, &auth).await })
-            .await
+        let path = format!("manifests/{}", self.wanted());
+        let (_, answer) = self.ask(&Ask { method: Method::HEAD, path: &path, from: 0, resolve: true }).await?;
+        // Some registries answer HEAD without a digest, or with one of another algorithm.
+        match content_digest(&answer) {
+            Some(digest) => Ok(digest.to_string()),
+            None => Ok(Digest::of(&self.root().await?).to_string()),
+        }
     }
 
-    /// The raw manifest or index that the reference points at.
+    /// The raw manifest or index that the reference points at, verified if the reference has a digest.
     pub(super) async fn root(&self) -> Result<Bytes, Failure> {
-        self.manifest_of(self.reference.clone(), true).await
+        let digest = self.reference.digest().and_then(|digest| Digest::new(digest).ok());
+        self.document(&format!("manifests/{}", self.wanted()), digest, true).await
     }
 
     /// The raw manifest of that digest, verified.
     pub(super) async fn manifest(&self, digest: &Digest) -> Result<Bytes, Failure> {
-        let reference = self.reference.clone_with_digest(digest.to_string());
-        let bytes = self.manifest_of(reference, false).await?;
-        let actual = Digest::of(&bytes);
-        if actual != *digest {
-            return Err(failed(
-                format!("getting the manifest {digest} of {}", self.reference),
-                std::io::Error::other(format!("the registry sent other content, {actual}")),
-            )
-            .into());
-        }
-        Ok(bytes)
+        self.document(&format!("manifests/{digest}"), Some(digest.clone()), false).await
     }
 
     /// The same repository at another tag.
@@ -176,82 +170,91 @@ impl Repository {
     /// Manifests of the repository that say that they refer to that digest: signatures among them. Registries without
     /// that question are asked for the tag that stands for its answer.
     pub(super) async fn referrers(&self, digest: &Digest) -> Result<Vec<Digest>, Failure> {
-        let wanted = self.reference.clone_with_digest(digest.to_string());
-        let index = self
-            .ask(false, move |client, endpoint_reference, auth| {
-                let reference = aim(&wanted, endpoint_reference.resolve_registry());
-                async move {
-                    client.store_auth_if_needed(reference.resolve_registry(), &auth).await;
-                    client.pull_referrers(&reference, None).await
-                }
-            })
-            .await?;
-        Ok(index.manifests.into_iter().filter_map(|entry| Digest::new(entry.digest).ok()).collect())
+        #[derive(Default, serde::Deserialize)]
+        struct Listed {
+            #[serde(default)]
+            manifests: Vec<Entry>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Entry {
+            digest: String,
+        }
+        let bytes = match self.document(&format!("referrers/{digest}"), None, false).await {
+            Ok(bytes) => bytes,
+            // Registries that do not know the question answer with one or the other.
+            Err(Failure { error: Error::NotFound { .. } | Error::Failed { .. }, .. }) => {
+                self.at_tag(&format!("sha256-{}", digest.hex())).root().await?
+            }
+            Err(failure) => return Err(failure),
+        };
+        let listed: Listed = serde_json::from_slice(&bytes).unwrap_or_default();
+        Ok(listed.manifests.into_iter().filter_map(|entry| Digest::new(entry.digest).ok()).collect())
     }
 
-    async fn manifest_of(&self, reference: Reference, resolve: bool) -> Result<Bytes, Failure> {
-        let wanted = reference.clone();
-        let bytes = self
-            .ask(resolve, move |client, endpoint_reference, auth| {
-                let reference = aim(&wanted, endpoint_reference.resolve_registry());
-                async move { client.pull_manifest_raw(&reference, &auth, ACCEPTED).await.map(|(bytes, _)| bytes) }
-            })
-            .await?;
-        if bytes.len() as u64 > super::manifest::MAX_DOCUMENT {
-            let error = std::io::Error::other(format!("{} bytes are too many for a manifest", bytes.len()));
-            return Err(failed(format!("getting the manifest of {reference}"), error).into());
+    fn wanted(&self) -> &str {
+        self.reference.digest().or_else(|| self.reference.tag()).unwrap_or("latest")
+    }
+
+    async fn document(&self, path: &str, digest: Option<Digest>, resolve: bool) -> Result<Bytes, Failure> {
+        let (server, answer) = self.ask(&Ask { method: Method::GET, path, from: 0, resolve }).await?;
+        // What the server says it sends is a check of the way here, not of the server.
+        let digest = digest.or_else(|| content_digest(&answer));
+        let doing = || format!("getting {path} of {} from {server}", self.reference.repository());
+        let mut bytes = BytesMut::new();
+        let mut stream = answer.bytes_stream();
+        while let Some(chunk) = stream.next().await {
+            bytes.extend_from_slice(&chunk.map_err(|e| unreachable(doing(), e))?);
+            if bytes.len() as u64 > MAX_DOCUMENT {
+                let source = std::io::Error::other(format!("{path} has more than {MAX_DOCUMENT} bytes"));
+                let reference = self.reference.whole();
+                return Err(Error::Unusable { reference, source: Arc::new(source) }.into());
+            }
         }
-        Ok(bytes)
+        match digest {
+            Some(wanted) if Digest::of(&bytes) != wanted => {
+                let source = std::io::Error::other(format!("{server} sent other content, {}", Digest::of(&bytes)));
+                let error = Error::Corrupt { digest: wanted.to_string(), source: Arc::new(source) };
+                Err(Failure { error, retry: Retry::Soon })
+            }
+            _ => Ok(bytes.freeze()),
+        }
     }
 
     /// The bytes of a blob from `offset` on.
     pub(super) async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream, Failure> {
-        let digest = blob.digest.clone();
-        self.ask(false, move |client, reference, auth| {
-            let digest = digest.clone();
-            async move {
-                client.store_auth_if_needed(reference.resolve_registry(), &auth).await;
-                // Asking for a range, even for all, spares hashing here what containerd hashes anyway.
-                let answer = client.pull_blob_stream_partial(&reference, digest.as_str(), offset, None).await?;
-                Ok(match answer {
-                    BlobResponse::Partial(stream) => BlobStream { start: offset, bytes: stream.into_stream().boxed() },
-                    BlobResponse::Full(stream) => BlobStream { start: 0, bytes: stream.into_stream().boxed() },
-                })
-            }
-        })
-        .await
+        let path = format!("blobs/{}", blob.digest);
+        let (server, answer) =
+            self.ask(&Ask { method: Method::GET, path: &path, from: offset, resolve: false }).await?;
+        let start =
+            if answer.status() == StatusCode::PARTIAL_CONTENT { range_start(&answer).unwrap_or(offset) } else { 0 };
+        let promised = answer.content_length().map(|length| length.saturating_add(start));
+        let wrong = if start > offset {
+            Some(format!("{server} was asked for what follows byte {offset} and begins at {start}"))
+        } else {
+            promised
+                .filter(|promised| *promised != blob.size)
+                .map(|promised| format!("{server} has {promised} bytes of it, its manifest says {}", blob.size))
+        };
+        if let Some(message) = wrong {
+            let source = Arc::new(std::io::Error::other(message));
+            let error = Error::Corrupt { digest: blob.digest.to_string(), source };
+            return Err(Failure { error, retry: Retry::Soon });
+        }
+        let bytes = answer.bytes_stream().map_err(|e| std::io::Error::other(e.without_url())).boxed();
+        Ok(BlobStream { start, bytes })
     }
 
-    /// Asks the servers in order until one answers. An expired token is renewed once for each.
-    async fn ask<T, F, Fut>(&self, resolve: bool, ask: F) -> Result<T, Failure>
-    where
-        F: Fn(Client, Reference, RegistryAuth) -> Fut,
-        Fut: Future<Output = Result<T, OciDistributionError>>,
-    {
+    /// Asks the servers in order until one answers, and tells which.
+    async fn ask(&self, ask: &Ask<'_>) -> Result<(String, Response), Failure> {
         let mut last = None;
         // A digest says what to get, whoever is asked; a tag only a server that may resolve it.
-        let by_tag = resolve && self.reference.digest().is_none();
+        let by_tag = ask.resolve && self.reference.digest().is_none();
         for endpoint in self.endpoints.iter().filter(|e| !by_tag || e.resolve) {
-            let credentials = self.credentials.as_ref().filter(|_| endpoint.origin);
-            let auth = credentials
-                .map_or(RegistryAuth::Anonymous, |c| RegistryAuth::Basic(c.username.clone(), c.password.clone()));
-            let reference = aim(&self.reference, &endpoint.host);
-            for fresh in [false, true] {
-                let (client, known) = self.registries.client(endpoint, credentials)?;
-                match ask(client, reference.clone(), auth.clone()).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(error) => {
-                        let failure = self.classify(&endpoint.host, error);
-                        let expired = matches!(failure.error, Error::Unauthorized { .. });
-                        if expired {
-                            self.registries.forget(endpoint, credentials);
-                        }
-                        tracing::debug!(server = endpoint.host, error = %failure.error, "a registry did not answer");
-                        last = Some(failure);
-                        if !expired || !known || fresh {
-                            break;
-                        }
-                    }
+            match self.ask_one(endpoint, ask).await {
+                Ok(answer) => return Ok((endpoint.host.clone(), answer)),
+                Err(failure) => {
+                    tracing::debug!(server = endpoint.host, error = %failure.error, "a registry did not answer");
+                    last = Some(failure);
                 }
             }
         }
@@ -261,45 +264,54 @@ impl Repository {
         }))
     }
 
-    fn classify(&self, server: &str, error: OciDistributionError) -> Failure {
-        use OciDistributionError as E;
-        let reference = self.reference.whole();
-        let status = match &error {
-            E::ServerError { code, .. } => *code,
-            E::UnauthorizedError { .. } | E::AuthenticationFailure(_) => 401,
-            E::ImageManifestNotFoundError(_) => 404,
-            E::RegistryError { envelope, .. } => {
-                let has = |codes: &[OciErrorCode]| envelope.errors.iter().any(|e| codes.contains(&e.code));
-                if has(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]) {
-                    401
-                } else if has(&[OciErrorCode::ManifestUnknown, OciErrorCode::NameUnknown, OciErrorCode::NotFound]) {
-                    404
-                } else if has(&[OciErrorCode::Toomanyrequests]) {
-                    429
-                } else {
-                    400
+    /// Asks one server, with a new token if the old one is refused.
+    async fn ask_one(&self, endpoint: &Endpoint, ask: &Ask<'_>) -> Result<Response, Failure> {
+        let client = self.registries.client(endpoint)?;
+        let credentials = self.credentials.as_ref().filter(|_| endpoint.origin);
+        let key = tokens::Key::new(endpoint, self.reference.repository(), credentials);
+        let mut renewed = false;
+        loop {
+            let mut request = client.request(ask.method.clone(), self.url(endpoint, ask.path));
+            for kind in ACCEPTED.iter().filter(|_| !ask.path.starts_with("blobs/")) {
+                request = request.header(header::ACCEPT, *kind);
+            }
+            if ask.from > 0 {
+                request = request.header(header::RANGE, format!("bytes={}-", ask.from));
+            }
+            // A header in hosts.toml stands for credentials of its own.
+            if let Some(token) = self.registries.tokens.known(&key)
+                && !endpoint.headers.0.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"))
+            {
+                request = request.header(header::AUTHORIZATION, token);
+            }
+            let doing = || format!("getting {} of {} from {}", ask.path, self.reference.repository(), endpoint.host);
+            let answer = request.send().await.map_err(|e| unreachable(doing(), e))?;
+            if answer.status() == StatusCode::UNAUTHORIZED && !renewed {
+                renewed = true;
+                if self.registries.tokens.renew(&client, &key, credentials, &answer, &self.reference).await? {
+                    continue;
                 }
             }
-            _ => 0,
-        };
-        let network = matches!(error, E::RequestError(_) | E::IoError(_));
-        let error = match status {
-            401 | 403 => Error::Unauthorized { reference, source: Arc::new(error) },
-            404 => Error::NotFound { reference },
-            _ => failed(format!("getting {reference} from {server}"), error),
-        };
-        let busy = matches!(status, 429 | 503);
-        Failure { error, transient: network || busy || status == 408 || status >= 500, busy }
+            return classify(answer, &self.reference, &endpoint.host).await;
+        }
+    }
+
+    fn url(&self, endpoint: &Endpoint, path: &str) -> String {
+        let scheme = if endpoint.https { "https" } else { "http" };
+        let url = format!("{scheme}://{}{}/{}/{path}", endpoint.host, endpoint.path, self.reference.repository());
+        // A mirror for several registries must know whose repository is meant.
+        if endpoint.origin { url } else { format!("{url}?ns={}", self.reference.registry()) }
     }
 }
 
-/// The reference, to be asked from that server.
-fn aim(reference: &Reference, host: &str) -> Reference {
-    let mut reference = reference.clone();
-    if host != reference.resolve_registry() {
-        reference.set_mirror_registry(host.to_owned());
-    }
-    reference
+fn content_digest(answer: &Response) -> Option<Digest> {
+    Digest::new(answer.headers().get("docker-content-digest")?.to_str().ok()?).ok()
+}
+
+/// `bytes 100-199/200`.
+fn range_start(answer: &Response) -> Option<u64> {
+    let text = answer.headers().get(header::CONTENT_RANGE)?.to_str().ok()?;
+    text.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
 
 /// [`Error::Failed`] with its cause.

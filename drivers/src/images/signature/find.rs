@@ -71,7 +71,7 @@ pub(in crate::images) async fn check(inner: &Arc<Inner>, wish: &Wish, plan: &Pla
         Some((signer, problems)) => Err(Error::Unsigned {
             reference: wish.reference.clone(),
             digest: plan.root.digest.to_string(),
-            signer: signer.clone(),
+            signer: Box::new(signer.clone()),
             source: Arc::new(Missing { found: problems }),
         }),
     }

@@ -134,7 +134,7 @@ async fn what_is_absent_or_forbidden_says_so() {
     assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
     let nobody = format!("127.0.0.1:{}/x:1", free_port());
     let error = images.fetch(&from_registry(&nobody), silent()).await.unwrap_err();
-    assert!(matches!(error, Error::Failed { .. }), "{error:?}");
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     assert_eq!(inventory(&node), Vec::<String>::new());
 }
 
