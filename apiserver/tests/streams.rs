@@ -204,6 +204,22 @@ async fn kube_rs_uses_terminals_and_ports() {
     assert_eq!(&back, b"hello");
 }
 
+/// The Python client, where there is one: `$NODELET_PYTHON` is an interpreter that has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_python_client_works_unchanged() {
+    let python = std::env::var("NODELET_PYTHON").unwrap_or_else(|_| "python3".into());
+    let has_client = std::process::Command::new(&python).args(["-c", "import kubernetes"]).output();
+    if !has_client.is_ok_and(|output| output.status.success()) {
+        return;
+    }
+    let server = Running::start().await;
+    let mut command = tokio::process::Command::new(python);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/running/client.py"));
+    command.arg(server.file("admin.kubeconfig")).arg(echo().await.to_string()).kill_on_drop(true);
+    let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// As many sessions as connections, which is how libraries forward ports.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kube_rs_forwards_a_thousand_connections() {
@@ -300,6 +316,18 @@ async fn a_client_that_leaves_ends_the_input() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     drop(sockets);
+    server.until_nobody_is_left().await;
+}
+
+#[tokio::test]
+async fn a_server_that_stops_ends_its_sessions() {
+    let server = Running::start().await;
+    let path = format!("{PODS}/web/exec?command=cat&stdin=1&stdout=1");
+    let mut socket = websocket(&server, &path, "v5.channel.k8s.io").await;
+    socket.send(binary(0, b"x")).await.unwrap();
+    assert!(matches!(socket.next().await, Some(Ok(Message::Binary(_)))));
+    server.shutdown.cancel();
+    rest(&mut socket).await;
     server.until_nobody_is_left().await;
 }
 
