@@ -3,6 +3,8 @@
 //! The types carry no merge information, so the lists that merge by key or as a set are named here, as the
 //! Kubernetes API reference declares them.
 
+use std::sync::{Arc, LazyLock};
+
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Secret};
 use k8s_openapi::api::events::v1::Event as NewEvent;
@@ -12,7 +14,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
 use crate::pods;
-use crate::registry::{Class, Column, Resource, View, Writers};
+use crate::registry::{Class, Column, Resource, SchemaText, View, Writers};
 use crate::schema::Schema;
 
 /// The schema of a Kubernetes type with everything it refers to written in place.
@@ -49,17 +51,29 @@ fn object_meta() -> Value {
     schema
 }
 
-/// Gives an object schema the common fields: `apiVersion`, `kind` and the full `metadata`.
-pub(crate) fn embed_metadata(schema: &mut Value) {
-    if !schema["properties"].is_object() {
-        schema["properties"] = json!({});
+/// The schema of `metadata`, which every kind has.
+static METADATA: LazyLock<(Value, Arc<Schema>)> = LazyLock::new(|| {
+    let json = object_meta();
+    let schema = Schema::compile(&json).expect("metadata has no patterns");
+    (json, Arc::new(schema))
+});
+
+/// Gives an object schema the common fields, `apiVersion`, `kind` and the full `metadata`, and compiles it.
+pub(crate) fn compile(mut json: Value) -> Result<(Schema, SchemaText), regex::Error> {
+    if !json["properties"].is_object() {
+        json["properties"] = json!({});
     }
-    schema["properties"]["metadata"] = object_meta();
+    json["properties"]["metadata"] = json!({});
     for field in ["apiVersion", "kind"] {
-        if !schema["properties"][field].is_object() {
-            schema["properties"][field] = json!({"type": "string"});
+        if !json["properties"][field].is_object() {
+            json["properties"][field] = json!({"type": "string"});
         }
     }
+    let (metadata_json, metadata) = &*METADATA;
+    let mut schema = Schema::compile(&json)?;
+    schema.properties.insert("metadata".into(), metadata.clone());
+    json["properties"]["metadata"] = metadata_json.clone();
+    Ok((schema, SchemaText::new(&json)))
 }
 
 /// Adds keys to the schema at a path of property names; `[]` steps into the items of a list.
@@ -89,9 +103,8 @@ struct Kind {
 }
 
 impl Kind {
-    fn build(self, mut schema_json: Value) -> Resource {
-        embed_metadata(&mut schema_json);
-        let schema = Schema::compile(&schema_json).expect("schemas of built-in kinds have no patterns");
+    fn build(self, json: Value) -> Resource {
+        let (schema, document) = compile(json).expect("schemas of built-in kinds have no patterns");
         Resource {
             id: 0,
             table: 0,
@@ -109,7 +122,7 @@ impl Kind {
             writers: self.writers,
             class: self.class,
             schema,
-            schema_json,
+            document,
             rules: None,
             columns: self.columns,
             selectable: self.selectable.iter().map(|s| (*s).to_owned()).collect(),

@@ -88,7 +88,7 @@ fn kind(resource: &Resource) -> Value {
 /// The schema of a kind and of its list. `prefix` is where references point.
 fn models(resource: &Resource, prefix: &str) -> [(String, Value); 2] {
     let name = model(resource);
-    let mut schema = resource.schema_json.clone();
+    let mut schema = resource.document.parsed();
     schema["x-kubernetes-group-version-kind"] = json!([kind(resource)]);
     let mut list_kind = kind(resource);
     list_kind["kind"] = json!(resource.list_kind());

@@ -6,17 +6,16 @@ use serde_json::{Map, Value, json};
 
 use crate::core_kinds::columns;
 use crate::registry::{Class, Column, Resource, View, Writers};
-use crate::schema::Schema;
 
 /// The resource, over the table of Workloads.
 pub(crate) fn resource(workloads: &Resource) -> Resource {
     let free = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-    let mut schema_json = json!({
+    let json = json!({
         "description": "A Workload as a Pod, read-only: change the Workload of the same name.",
         "type": "object",
         "properties": {"spec": free, "status": free},
     });
-    crate::core_kinds::embed_metadata(&mut schema_json);
+    let (schema, document) = crate::core_kinds::compile(json).unwrap_or_default();
     Resource {
         id: 0,
         table: workloads.table,
@@ -33,8 +32,8 @@ pub(crate) fn resource(workloads: &Resource) -> Resource {
         has_generation: true,
         writers: Writers::Nobody,
         class: Class::Plain,
-        schema: Schema::compile(&schema_json).unwrap_or_default(),
-        schema_json,
+        schema,
+        document,
         rules: None,
         // Paths are those of the Workload.
         columns: [

@@ -73,6 +73,20 @@ impl Column {
     }
 }
 
+/// A schema as OpenAPI JSON. It is kept as text, a tenth of what it takes parsed, because it is rarely asked for.
+#[derive(Clone, Default)]
+pub(crate) struct SchemaText(Box<str>);
+
+impl SchemaText {
+    pub(crate) fn new(json: &Value) -> Self {
+        Self(json.to_string().into())
+    }
+
+    pub(crate) fn parsed(&self) -> Value {
+        serde_json::from_str(&self.0).unwrap_or_default()
+    }
+}
+
 /// One kind in one version.
 pub(crate) struct Resource {
     /// Position in the registry.
@@ -96,7 +110,7 @@ pub(crate) struct Resource {
     /// Schema of the whole object, metadata included.
     pub(crate) schema: Schema,
     /// The same as OpenAPI JSON, for documents.
-    pub(crate) schema_json: Value,
+    pub(crate) document: SchemaText,
     pub(crate) rules: Option<CompiledSchema>,
     pub(crate) columns: Vec<Column>,
     /// Selectable fields beyond the metadata, as JSONPath (`.spec.nodeName`).
@@ -255,13 +269,12 @@ fn custom(definition: &CustomResourceDefinition) -> Result<Vec<Resource>, Defini
     let mut found = Vec::new();
     for version in spec.versions.iter().filter(|v| v.served) {
         let schema = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
-        let Some(mut schema_json) = schema.and_then(|s| serde_json::to_value(s).ok()) else { continue };
-        let rules = compile_schema(&schema_json);
+        let Some(json) = schema.and_then(|s| serde_json::to_value(s).ok()) else { continue };
+        let rules = compile_schema(&json);
         if let Some(error) = rules.compilation_errors().first() {
             return Err(DefinitionError::Rules { name: crd_name, detail: error.to_string() });
         }
-        core_kinds::embed_metadata(&mut schema_json);
-        let schema = Schema::compile(&schema_json)
+        let (schema, document) = core_kinds::compile(json)
             .map_err(|source| DefinitionError::Pattern { name: crd_name.clone(), source })?;
         let mut columns = vec![Column::new("Name", "string", ".metadata.name", 0)];
         match &version.additional_printer_columns {
@@ -292,7 +305,7 @@ fn custom(definition: &CustomResourceDefinition) -> Result<Vec<Resource>, Defini
             writers: Writers::Everyone,
             class: Class::Custom,
             schema,
-            schema_json,
+            document,
             rules: Some(rules),
             columns,
             selectable: version.selectable_fields.iter().flatten().map(|field| field.json_path.clone()).collect(),

@@ -5,7 +5,8 @@
 
 mod validate;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use regex::Regex;
 use serde_json::{Map, Value};
@@ -26,11 +27,14 @@ pub(crate) enum ListType {
 }
 
 /// A compiled structural schema.
+///
+/// There are thousands of them, most of which say no more than a type: what is rare is kept apart, so that a node of
+/// the tree is small, and fields refer to their schemas, so that what many kinds share is there once.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Schema {
     types: Vec<String>,
     nullable: bool,
-    pub(crate) properties: BTreeMap<String, Schema>,
+    pub(crate) properties: BTreeMap<String, Arc<Schema>>,
     pub(crate) additional: Option<Box<Schema>>,
     additional_any: bool,
     pub(crate) items: Option<Box<Schema>>,
@@ -38,6 +42,18 @@ pub(crate) struct Schema {
     choices: Vec<Value>,
     pattern: Option<Regex>,
     format: String,
+    bounds: Option<Box<Bounds>>,
+    pub(crate) default: Option<Value>,
+    pub(crate) preserve_unknown: bool,
+    int_or_string: bool,
+    pub(crate) list_type: ListType,
+    pub(crate) map_atomic: bool,
+    junctors: Option<Box<Junctors>>,
+}
+
+/// What a number, or the size of something, may be.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Bounds {
     minimum: Option<f64>,
     maximum: Option<f64>,
     exclusive_minimum: bool,
@@ -49,26 +65,54 @@ pub(crate) struct Schema {
     max_items: Option<u64>,
     min_properties: Option<u64>,
     max_properties: Option<u64>,
-    pub(crate) default: Option<Value>,
-    pub(crate) preserve_unknown: bool,
-    int_or_string: bool,
-    pub(crate) list_type: ListType,
-    pub(crate) map_atomic: bool,
+}
+
+impl Bounds {
+    const NONE: Self = Self {
+        minimum: None,
+        maximum: None,
+        exclusive_minimum: false,
+        exclusive_maximum: false,
+        multiple_of: None,
+        min_length: None,
+        max_length: None,
+        min_items: None,
+        max_items: None,
+        min_properties: None,
+        max_properties: None,
+    };
+}
+
+/// Schemas of which several, one or none has to fit.
+#[derive(Debug, Clone)]
+struct Junctors {
     all_of: Vec<Schema>,
     any_of: Vec<Schema>,
     one_of: Vec<Schema>,
     not: Option<Box<Schema>>,
 }
 
+/// Patterns compiled so far: a schema repeats its few patterns many times, and each takes tens of kilobytes.
+type Patterns = HashMap<String, Regex>;
+
 impl Schema {
     /// Compiles OpenAPI JSON. An invalid pattern is the only thing that can be wrong; it is returned.
     pub(crate) fn compile(json: &Value) -> Result<Self, regex::Error> {
-        let sub = |key: &str| -> Result<Option<Box<Schema>>, regex::Error> {
-            json.get(key).filter(|v| v.is_object()).map(|v| Schema::compile(v).map(Box::new)).transpose()
+        Self::compile_at(json, &mut Patterns::new())
+    }
+
+    fn compile_at(json: &Value, patterns: &mut Patterns) -> Result<Self, regex::Error> {
+        let mut sub = |key: &str| -> Result<Option<Box<Schema>>, regex::Error> {
+            let found = json.get(key).filter(|v| v.is_object());
+            found.map(|v| Schema::compile_at(v, patterns).map(Box::new)).transpose()
         };
-        let many = |key: &str| -> Result<Vec<Schema>, regex::Error> {
-            json.get(key).and_then(Value::as_array).into_iter().flatten().map(Schema::compile).collect()
+        let (additional, items, not) = (sub("additionalProperties")?, sub("items")?, sub("not")?);
+        let mut many = |key: &str| -> Result<Vec<Schema>, regex::Error> {
+            let found = json.get(key).and_then(Value::as_array).into_iter().flatten();
+            found.map(|v| Schema::compile_at(v, patterns)).collect()
         };
+        let junctors = Junctors { all_of: many("allOf")?, any_of: many("anyOf")?, one_of: many("oneOf")?, not };
+        let has_junctors = ["allOf", "anyOf", "oneOf", "not"].iter().any(|key| json.get(*key).is_some());
         let flag = |key: &str| json.get(key).and_then(Value::as_bool).unwrap_or(false);
         let size = |key: &str| json.get(key).and_then(Value::as_u64);
         let number = |key: &str| json.get(key).and_then(Value::as_f64);
@@ -96,20 +140,16 @@ impl Schema {
             .and_then(Value::as_object)
             .into_iter()
             .flatten()
-            .map(|(name, schema)| Ok((name.clone(), Schema::compile(schema)?)))
+            .map(|(name, schema)| Ok((name.clone(), Arc::new(Schema::compile_at(schema, patterns)?))))
             .collect::<Result<_, regex::Error>>()?;
-        let pattern = json.get("pattern").and_then(Value::as_str).map(Regex::new).transpose()?;
-        Ok(Schema {
-            nullable: flag("nullable") || types.iter().any(|t| t == "null"),
-            types: types.into_iter().filter(|t| t != "null").collect(),
-            properties,
-            additional: sub("additionalProperties")?,
-            additional_any: flag("additionalProperties"),
-            items: sub("items")?,
-            required: words("required"),
-            choices: json.get("enum").and_then(Value::as_array).cloned().unwrap_or_default(),
-            pattern,
-            format: text("format"),
+        let pattern = match json.get("pattern").and_then(Value::as_str) {
+            Some(pattern) => Some(match patterns.get(pattern) {
+                Some(known) => known.clone(),
+                None => patterns.entry(pattern.to_owned()).or_insert(Regex::new(pattern)?).clone(),
+            }),
+            None => None,
+        };
+        let bounds = Bounds {
             minimum: number("minimum"),
             maximum: number("maximum"),
             exclusive_minimum: flag("exclusiveMinimum"),
@@ -121,22 +161,36 @@ impl Schema {
             max_items: size("maxItems"),
             min_properties: size("minProperties"),
             max_properties: size("maxProperties"),
+        };
+        Ok(Schema {
+            nullable: flag("nullable") || types.iter().any(|t| t == "null"),
+            types: types.into_iter().filter(|t| t != "null").collect(),
+            properties,
+            additional,
+            additional_any: flag("additionalProperties"),
+            items,
+            required: words("required"),
+            choices: json.get("enum").and_then(Value::as_array).cloned().unwrap_or_default(),
+            pattern,
+            format: text("format"),
+            bounds: (bounds != Bounds::NONE).then(|| Box::new(bounds)),
             default: json.get("default").filter(|d| !d.is_null()).cloned(),
             preserve_unknown: flag("x-kubernetes-preserve-unknown-fields"),
             int_or_string: flag("x-kubernetes-int-or-string")
                 || json.get("format").and_then(Value::as_str) == Some("int-or-string"),
             list_type,
             map_atomic: json.get("x-kubernetes-map-type").and_then(Value::as_str) == Some("atomic"),
-            all_of: many("allOf")?,
-            any_of: many("anyOf")?,
-            one_of: many("oneOf")?,
-            not: sub("not")?,
+            junctors: has_junctors.then(|| Box::new(junctors)),
         })
     }
 
     /// The schema of one field of an object, if the schema knows it.
     pub(crate) fn field(&self, name: &str) -> Option<&Schema> {
-        self.properties.get(name).or(self.additional.as_deref())
+        self.properties.get(name).map(Arc::as_ref).or(self.additional.as_deref())
+    }
+
+    fn bounds(&self) -> &Bounds {
+        self.bounds.as_deref().unwrap_or(&Bounds::NONE)
     }
 
     fn is_open(&self) -> bool {

@@ -42,24 +42,25 @@ impl Schema {
     }
 
     fn validate_junctors(&self, value: &Value, path: &str, errors: &mut Vec<FieldError>, depth: usize) {
+        let Some(junctors) = &self.junctors else { return };
         let passes = |schema: &Schema| {
             let mut found = Vec::new();
             schema.validate_at(value, path, &mut found, depth + 1);
             found.is_empty()
         };
-        for schema in &self.all_of {
+        for schema in &junctors.all_of {
             schema.validate_at(value, path, errors, depth + 1);
         }
         let kind = Value::String(type_name(value).to_owned());
-        if !self.any_of.is_empty() && !self.int_or_string && !self.any_of.iter().any(passes) {
+        if !junctors.any_of.is_empty() && !self.int_or_string && !junctors.any_of.iter().any(passes) {
             let detail = format!("{} in body must validate at least one schema (anyOf)", shown_path(path));
             errors.push(FieldError::invalid(path, &kind, detail));
         }
-        if !self.one_of.is_empty() && self.one_of.iter().filter(|s| passes(s)).count() != 1 {
+        if !junctors.one_of.is_empty() && junctors.one_of.iter().filter(|s| passes(s)).count() != 1 {
             let detail = format!("{} in body must validate one and only one schema (oneOf)", shown_path(path));
             errors.push(FieldError::invalid(path, &kind, detail));
         }
-        if self.not.as_deref().is_some_and(passes) {
+        if junctors.not.as_deref().is_some_and(passes) {
             let detail = format!("{} in body must not validate the schema (not)", shown_path(path));
             errors.push(FieldError::invalid(path, &kind, detail));
         }
@@ -84,12 +85,12 @@ impl Schema {
     }
 
     fn validate_text(&self, text: &str, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
-        let at = shown_path(path);
+        let (at, limits) = (shown_path(path), self.bounds());
         let length = text.chars().count() as u64;
-        if let Some(min) = self.min_length.filter(|min| length < *min) {
+        if let Some(min) = limits.min_length.filter(|min| length < *min) {
             errors.push(FieldError::invalid(path, value, format!("{at} in body should be at least {min} chars long")));
         }
-        if let Some(max) = self.max_length.filter(|max| length > *max) {
+        if let Some(max) = limits.max_length.filter(|max| length > *max) {
             errors.push(FieldError::too_long(path, max));
         }
         if let Some(pattern) = self.pattern.as_ref().filter(|p| !p.is_match(text)) {
@@ -110,18 +111,18 @@ impl Schema {
     }
 
     fn validate_number(&self, number: f64, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
-        let at = shown_path(path);
-        if let Some(min) = self.minimum.filter(|m| number < *m || (self.exclusive_minimum && number <= *m)) {
-            let or_equal = if self.exclusive_minimum { "" } else { " or equal to" };
+        let (at, limits) = (shown_path(path), self.bounds());
+        if let Some(min) = limits.minimum.filter(|m| number < *m || (limits.exclusive_minimum && number <= *m)) {
+            let or_equal = if limits.exclusive_minimum { "" } else { " or equal to" };
             let detail = format!("{at} in body should be greater than{or_equal} {min}");
             errors.push(FieldError::invalid(path, value, detail));
         }
-        if let Some(max) = self.maximum.filter(|m| number > *m || (self.exclusive_maximum && number >= *m)) {
-            let or_equal = if self.exclusive_maximum { "" } else { " or equal to" };
+        if let Some(max) = limits.maximum.filter(|m| number > *m || (limits.exclusive_maximum && number >= *m)) {
+            let or_equal = if limits.exclusive_maximum { "" } else { " or equal to" };
             let detail = format!("{at} in body should be less than{or_equal} {max}");
             errors.push(FieldError::invalid(path, value, detail));
         }
-        if let Some(step) = self.multiple_of.filter(|s| *s != 0.0 && number % s != 0.0) {
+        if let Some(step) = limits.multiple_of.filter(|s| *s != 0.0 && number % s != 0.0) {
             errors.push(FieldError::invalid(path, value, format!("{at} in body should be a multiple of {step}")));
         }
         // Formats bound integers; schemars and kube-derive write them for every Rust integer.
@@ -133,20 +134,20 @@ impl Schema {
             "uint64" | "uint" => Some((0.0, f64::MAX)),
             _ => None,
         };
-        if bounds.is_some_and(|(low, high)| number < low || number > high) && self.minimum.is_none_or(|m| number >= m) {
+        if bounds.is_some_and(|(low, high)| number < low || number > high) && limits.minimum.is_none_or(|m| number >= m) {
             let detail = format!("{at} in body must be of type {}: {value}", self.format);
             errors.push(FieldError::invalid(path, value, detail));
         }
     }
 
     fn validate_items(&self, items: &[Value], path: &str, errors: &mut Vec<FieldError>, depth: usize) {
-        let at = shown_path(path);
+        let (at, limits) = (shown_path(path), self.bounds());
         let count = items.len() as u64;
-        if let Some(min) = self.min_items.filter(|min| count < *min) {
+        if let Some(min) = limits.min_items.filter(|min| count < *min) {
             let detail = format!("{at} in body should have at least {min} items");
             errors.push(FieldError::invalid(path, &Value::from(count), detail));
         }
-        if let Some(max) = self.max_items.filter(|max| count > *max) {
+        if let Some(max) = limits.max_items.filter(|max| count > *max) {
             errors.push(FieldError::too_many(path, items.len(), max));
         }
         let mut seen = HashSet::new();
@@ -167,13 +168,13 @@ impl Schema {
     }
 
     fn validate_fields(&self, map: &Map<String, Value>, path: &str, errors: &mut Vec<FieldError>, depth: usize) {
-        let at = shown_path(path);
+        let (at, limits) = (shown_path(path), self.bounds());
         let count = map.len() as u64;
-        if let Some(min) = self.min_properties.filter(|min| count < *min) {
+        if let Some(min) = limits.min_properties.filter(|min| count < *min) {
             let detail = format!("{at} in body should have at least {min} properties");
             errors.push(FieldError::invalid(path, &Value::from(count), detail));
         }
-        if let Some(max) = self.max_properties.filter(|max| count > *max) {
+        if let Some(max) = limits.max_properties.filter(|max| count > *max) {
             errors.push(FieldError::too_many(path, map.len(), max));
         }
         for name in &self.required {

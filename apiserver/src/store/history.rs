@@ -75,19 +75,14 @@ pub(crate) struct Subscription {
     pub(crate) current: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct History {
     changes: VecDeque<Arc<Change>>,
     bytes: usize,
     /// Every change after this version is in `changes`.
     complete_after: u64,
-    live: broadcast::Sender<Arc<Change>>,
-}
-
-impl Default for History {
-    fn default() -> Self {
-        Self { changes: VecDeque::new(), bytes: 0, complete_after: 0, live: watch_channel() }
-    }
+    /// Made for the first watcher: its slots are there from the start, and most tables are never watched.
+    live: OnceLock<broadcast::Sender<Arc<Change>>>,
 }
 
 impl History {
@@ -105,7 +100,9 @@ impl History {
             self.complete_after = oldest.rv();
         }
         // Without watchers there is nobody to tell.
-        let _ = self.live.send(change);
+        if let Some(live) = self.live.get() {
+            let _ = live.send(change);
+        }
     }
 
     /// The changes after `rv`, or the oldest version to which this can be answered.
@@ -118,6 +115,6 @@ impl History {
     }
 
     pub(super) fn subscribe(&self, after: u64, current: u64) -> Result<Subscription, u64> {
-        Ok(Subscription { missed: self.since(after)?, live: self.live.subscribe(), current })
+        Ok(Subscription { missed: self.since(after)?, live: self.live.get_or_init(watch_channel).subscribe(), current })
     }
 }

@@ -42,7 +42,8 @@ pub(crate) async fn patch(
         }
         STRATEGIC if !is_custom => {
             let patch = body::json(context, bytes)?;
-            Box::new(move |live| patches::strategic(&resource.schema_json, live, &patch))
+            let schema = resource.document.parsed();
+            Box::new(move |live| patches::strategic(&schema, live, &patch))
         }
         other => {
             let accepted =
