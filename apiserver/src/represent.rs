@@ -1,14 +1,16 @@
 //! Answers: an object or a list in the form that the client accepts.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::Body;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::core_kinds;
-use crate::registry::{Resource, View};
+use crate::registry::{Registry, Resource, View};
 use crate::request::{Context, Form};
 use crate::store::Stored;
 use crate::table;
@@ -91,48 +93,116 @@ impl Page {
 }
 
 /// Answers with a list.
-pub(crate) fn list(context: &Context, resource: &Resource, items: &[Arc<Stored>], page: &Page) -> Response<Body> {
-    let refs: Vec<&Stored> = items.iter().map(AsRef::as_ref).collect();
-    let body = match context.form {
-        Form::Table => Bytes::from(table::of(resource, &refs, include(context), true, page.metadata()).to_string()),
-        Form::Metadata => Bytes::from(
-            json!({
-                "kind": "PartialObjectMetadataList",
-                "apiVersion": "meta.k8s.io/v1",
-                "metadata": page.metadata(),
-                "items": refs.iter().map(|o| metadata_only(o)).collect::<Vec<_>>(),
-            })
-            .to_string(),
-        ),
-        // The stored bytes are joined as they are: a list costs no parsing, whatever its length.
-        Form::Object => {
-            let size: usize = refs.iter().map(|o| o.json.len() + 1).sum();
-            let mut body = BytesMut::with_capacity(size + 256);
-            let head = format!(
-                r#"{{"kind":{},"apiVersion":{},"metadata":{},"items":["#,
-                Value::String(resource.list_kind()),
-                Value::String(resource.api_version()),
+pub(crate) fn list(
+    registry: &Arc<Registry>,
+    context: &Context,
+    resource: &Resource,
+    items: Vec<Arc<Stored>>,
+    page: &Page,
+) -> Response<Body> {
+    let head = match context.form {
+        Form::Table => {
+            let columns = table::definitions(resource);
+            format!(
+                r#"{{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{},"columnDefinitions":{columns},"rows":["#,
                 page.metadata()
-            );
-            body.put_slice(head.as_bytes());
-            for (i, object) in refs.iter().enumerate() {
-                if i > 0 {
-                    body.put_u8(b',');
-                }
-                body.put_slice(&view_bytes(resource, object));
-            }
-            body.put_slice(b"]}");
-            body.freeze()
+            )
         }
+        Form::Metadata => format!(
+            r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{},"items":["#,
+            page.metadata()
+        ),
+        Form::Object => format!(
+            r#"{{"kind":{},"apiVersion":{},"metadata":{},"items":["#,
+            Value::String(resource.list_kind()),
+            Value::String(resource.api_version()),
+            page.metadata()
+        ),
     };
-    answer(StatusCode::OK, body)
+    let mut parts = Parts {
+        registry: registry.clone(),
+        resource: resource.id,
+        form: context.form,
+        include: include(context),
+        now: Timestamp::now(),
+        items: items.into_iter(),
+        buffer: head.into_bytes(),
+        is_first: true,
+        is_over: false,
+    };
+    let first = parts.next().unwrap_or_default();
+    if parts.is_over {
+        return answer(StatusCode::OK, first);
+    }
+    let body = futures::stream::iter(std::iter::once(first).chain(parts).map(Ok::<_, Infallible>));
+    let mut response = answer(StatusCode::OK, "");
+    *response.body_mut() = Body::from_stream(body);
+    response
+}
+
+/// A list as it goes over the wire: made while the client reads it, so that a long list is neither waited for nor in
+/// memory twice.
+struct Parts {
+    registry: Arc<Registry>,
+    resource: usize,
+    form: Form,
+    include: table::Include,
+    now: Timestamp,
+    items: std::vec::IntoIter<Arc<Stored>>,
+    buffer: Vec<u8>,
+    is_first: bool,
+    is_over: bool,
+}
+
+/// Length at which a part of a list is sent.
+const PART: usize = 64 << 10;
+
+impl Iterator for Parts {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.is_over {
+            return None;
+        }
+        let registry = self.registry.clone();
+        let resource = registry.get(self.resource);
+        while self.buffer.len() < PART {
+            let Some(stored) = self.items.next() else {
+                self.buffer.extend_from_slice(b"]}");
+                self.is_over = true;
+                break;
+            };
+            if !std::mem::take(&mut self.is_first) {
+                self.buffer.push(b',');
+            }
+            self.push(resource, &stored);
+        }
+        Some(Bytes::from(std::mem::take(&mut self.buffer)))
+    }
+}
+
+impl Parts {
+    fn push(&mut self, resource: &Resource, stored: &Stored) {
+        let made = match self.form {
+            // The stored bytes are joined as they are: a list costs no parsing, whatever its length.
+            Form::Object if resource.view == View::Stored => {
+                self.buffer.extend_from_slice(&stored.json);
+                return;
+            }
+            Form::Object => view(resource, stored),
+            Form::Metadata => metadata_only(stored),
+            Form::Table => table::row(resource, stored, self.include, self.now),
+        };
+        // Writing JSON into memory cannot fail: its keys are strings.
+        let _ = serde_json::to_writer(&mut self.buffer, &made);
+    }
 }
 
 fn metadata_only(stored: &Stored) -> Value {
-    partial(&stored.value())
+    partial(stored.value())
 }
 
 /// The PartialObjectMetadata of an object.
-pub(crate) fn partial(object: &Value) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+pub(crate) fn partial(mut object: Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"].take()})
 }

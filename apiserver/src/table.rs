@@ -19,27 +19,31 @@ pub(crate) enum Include {
 /// The Table of some objects. Without `headers` it has no column definitions, as later events of a watch.
 pub(crate) fn of(resource: &Resource, objects: &[&Stored], include: Include, headers: bool, metadata: Value) -> Value {
     let now = Timestamp::now();
-    let rows: Vec<Value> = objects
-        .iter()
-        .map(|stored| {
-            // Columns of events are those of the stored form.
-            let stored_form = stored.value();
-            let cells: Vec<Value> = resource.columns.iter().map(|c| cell(c, &stored_form, now)).collect();
-            match include {
-                Include::None => json!({"cells": cells}),
-                Include::Metadata => json!({"cells": cells, "object": represent::partial(&stored_form)}),
-                Include::Object => json!({"cells": cells, "object": represent::view(resource, stored)}),
-            }
-        })
-        .collect();
-    let columns: Vec<Value> = if headers { resource.columns.iter().map(definition).collect() } else { Vec::new() };
+    let rows: Vec<Value> = objects.iter().map(|stored| row(resource, stored, include, now)).collect();
     json!({
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
         "metadata": metadata,
-        "columnDefinitions": columns,
+        "columnDefinitions": if headers { definitions(resource) } else { json!([]) },
         "rows": rows,
     })
+}
+
+/// The row of one object.
+pub(crate) fn row(resource: &Resource, stored: &Stored, include: Include, now: Timestamp) -> Value {
+    // Columns of events are those of the stored form.
+    let stored_form = stored.value();
+    let cells: Vec<Value> = resource.columns.iter().map(|c| cell(c, &stored_form, now)).collect();
+    match include {
+        Include::None => json!({"cells": cells}),
+        Include::Metadata => json!({"cells": cells, "object": represent::partial(stored_form)}),
+        Include::Object => json!({"cells": cells, "object": represent::view(resource, stored)}),
+    }
+}
+
+/// The columns of a resource.
+pub(crate) fn definitions(resource: &Resource) -> Value {
+    resource.columns.iter().map(definition).collect()
 }
 
 fn definition(column: &Column) -> Value {

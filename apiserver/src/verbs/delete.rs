@@ -112,7 +112,7 @@ pub(crate) async fn delete_collection(
         }
     }
     let rv = inner.store.read().rv;
-    Ok(represent::list(context, resource, &gone, &Page { rv, ..Page::default() }))
+    Ok(represent::list(&inner.registry, context, resource, gone, &Page { rv, ..Page::default() }))
 }
 
 async fn delete_object(

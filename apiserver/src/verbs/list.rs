@@ -83,5 +83,5 @@ pub(crate) fn list(inner: &Inner, context: &Context, target: &Target<'_>) -> Res
             Token { rv, namespace: last.key.namespace.to_string(), name: last.key.name.to_string() }.encode()
         });
     }
-    Ok(represent::list(context, resource, &items, &page))
+    Ok(represent::list(&inner.registry, context, resource, items, &page))
 }
