@@ -274,8 +274,8 @@ fn custom(definition: &CustomResourceDefinition) -> Result<Vec<Resource>, Defini
         if let Some(error) = rules.compilation_errors().first() {
             return Err(DefinitionError::Rules { name: crd_name, detail: error.to_string() });
         }
-        let (schema, document) = core_kinds::compile(json)
-            .map_err(|source| DefinitionError::Pattern { name: crd_name.clone(), source })?;
+        let (schema, document) =
+            core_kinds::compile(json).map_err(|source| DefinitionError::Pattern { name: crd_name.clone(), source })?;
         let mut columns = vec![Column::new("Name", "string", ".metadata.name", 0)];
         match &version.additional_printer_columns {
             Some(given) if !given.is_empty() => columns.extend(given.iter().map(|c| Column {

@@ -12,12 +12,15 @@ mod history;
 mod tables;
 mod writer;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::sync::{broadcast, oneshot};
 
@@ -57,12 +60,22 @@ pub(crate) struct Stored {
 
 impl Stored {
     /// Describes an object; its `metadata.resourceVersion` is set to `rv`.
-    pub(crate) fn new(key: Key, rv: u64, mut object: Value) -> Self {
+    pub(crate) fn new(key: Key, rv: u64, object: Value) -> Self {
+        Self::with_event(ChangeKind::Modified, key, rv, object).0
+    }
+
+    /// An object and the watch event that tells of it. The object's JSON is a part of the event's, so that both are
+    /// in memory once.
+    fn with_event(kind: ChangeKind, key: Key, rv: u64, mut object: Value) -> (Self, Bytes) {
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.insert("resourceVersion".into(), Value::String(rv.to_string()));
         }
-        let json = Bytes::from(serde_json::to_vec(&object).unwrap_or_default());
-        Self::describe(key, rv, &object, json)
+        let event = history::frame_with(kind.name(), |buffer| {
+            // Writing JSON into memory cannot fail: its keys are strings.
+            let _ = serde_json::to_writer(buffer, &object);
+        });
+        let json = event.slice(history::object_in(kind.name(), &event));
+        (Self::describe(key, rv, &object, json), event)
     }
 
     fn describe(key: Key, rv: u64, object: &Value, json: Bytes) -> Self {
@@ -84,10 +97,54 @@ impl Stored {
         }
     }
 
+    /// Describes an object that was stored before. Only its metadata is looked at, the rest has to be JSON.
+    fn read(key: Key, rv: u64, json: Bytes) -> serde_json::Result<Self> {
+        let Ok(Head { metadata }) = serde_json::from_slice(&json) else {
+            // Metadata that no release has written is still somebody's data.
+            let object: Value = serde_json::from_slice(&json)?;
+            return Ok(Self::describe(key, rv, &object, json));
+        };
+        Ok(Self {
+            key,
+            rv,
+            uid: metadata.uid.into(),
+            labels: metadata.labels,
+            owners: metadata.owner_references.into_iter().map(|owner| owner.uid.into()).collect(),
+            deleting: metadata.deletion_timestamp.is_some(),
+            json,
+        })
+    }
+
     /// The object, parsed.
     pub(crate) fn value(&self) -> Value {
         serde_json::from_slice(&self.json).unwrap_or(Value::Null)
     }
+}
+
+/// What [`Stored`] tells of an object, read without the rest.
+#[derive(Deserialize)]
+struct Head<'a> {
+    #[serde(borrow)]
+    metadata: Metadata<'a>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata<'a> {
+    #[serde(borrow)]
+    uid: Cow<'a, str>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default, borrow)]
+    owner_references: Vec<Owner<'a>>,
+    #[serde(default)]
+    deletion_timestamp: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Owner<'a> {
+    #[serde(borrow)]
+    uid: Cow<'a, str>,
 }
 
 /// What a write expects to find.

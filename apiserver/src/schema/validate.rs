@@ -134,7 +134,8 @@ impl Schema {
             "uint64" | "uint" => Some((0.0, f64::MAX)),
             _ => None,
         };
-        if bounds.is_some_and(|(low, high)| number < low || number > high) && limits.minimum.is_none_or(|m| number >= m) {
+        if bounds.is_some_and(|(low, high)| number < low || number > high) && limits.minimum.is_none_or(|m| number >= m)
+        {
             let detail = format!("{at} in body must be of type {}: {value}", self.format);
             errors.push(FieldError::invalid(path, value, detail));
         }

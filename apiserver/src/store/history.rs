@@ -1,16 +1,19 @@
 //! The recent changes of one table: what a watcher that comes back is told, and what it is told from then on.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
+use serde_json::Value;
 use tokio::sync::broadcast;
 
-use super::{Stored, watch_channel};
+use super::{Key, Stored, watch_channel};
 
 /// Changes kept for watchers that reconnect, and the memory they may hold.
 const KEPT: usize = 2048;
-const KEPT_BYTES: usize = 4 << 20;
+const KEPT_BYTES: usize = 1 << 20;
 
 /// What happened to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,12 +40,14 @@ pub(crate) struct Change {
     /// The new version; for a deletion the last one, with the version of the deletion.
     pub(crate) object: Arc<Stored>,
     pub(crate) previous: Option<Arc<Stored>>,
-    frame: OnceLock<Bytes>,
+    frame: Bytes,
 }
 
 impl Change {
-    pub(crate) fn new(kind: ChangeKind, object: Arc<Stored>, previous: Option<Arc<Stored>>) -> Self {
-        Self { kind, object, previous, frame: OnceLock::new() }
+    /// The change that makes an object what it is now.
+    pub(super) fn new(kind: ChangeKind, key: Key, rv: u64, object: Value, previous: Option<Arc<Stored>>) -> Self {
+        let (object, frame) = Stored::with_event(kind, key, rv, object);
+        Self { kind, object: Arc::new(object), previous, frame }
     }
 
     pub(crate) fn rv(&self) -> u64 {
@@ -51,19 +56,44 @@ impl Change {
 
     /// The watch event as it goes over the wire, made once for all watchers.
     pub(crate) fn frame(&self) -> Bytes {
-        self.frame.get_or_init(|| frame(self.kind.name(), &self.object.json)).clone()
+        self.frame.clone()
     }
 }
 
+const BEFORE_KIND: &[u8] = br#"{"type":""#;
+const BEFORE_OBJECT: &[u8] = br#"","object":"#;
+const AFTER_OBJECT: &[u8] = b"}\n";
+
 /// A watch event around an object in JSON.
 pub(crate) fn frame(kind: &str, object: &[u8]) -> Bytes {
-    let mut frame = BytesMut::with_capacity(object.len() + kind.len() + 24);
-    frame.put_slice(br#"{"type":""#);
-    frame.put_slice(kind.as_bytes());
-    frame.put_slice(br#"","object":"#);
-    frame.put_slice(object);
-    frame.put_slice(b"}\n");
-    frame.freeze()
+    frame_with(kind, |buffer| buffer.extend_from_slice(object))
+}
+
+/// A watch event around what `object` writes. It takes no more memory than its length.
+pub(super) fn frame_with(kind: &str, object: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+    thread_local! {
+        static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    }
+    /// A larger buffer is given back, so that one large object does not cost memory for good.
+    const REUSED: usize = 64 << 10;
+
+    let mut buffer = SCRATCH.take();
+    buffer.clear();
+    for part in [BEFORE_KIND, kind.as_bytes(), BEFORE_OBJECT] {
+        buffer.extend_from_slice(part);
+    }
+    object(&mut buffer);
+    buffer.extend_from_slice(AFTER_OBJECT);
+    let frame = Bytes::copy_from_slice(&buffer);
+    if buffer.capacity() <= REUSED {
+        SCRATCH.set(buffer);
+    }
+    frame
+}
+
+/// Where the object is in a watch event.
+pub(super) fn object_in(kind: &str, frame: &[u8]) -> Range<usize> {
+    BEFORE_KIND.len() + kind.len() + BEFORE_OBJECT.len()..frame.len() - AFTER_OBJECT.len()
 }
 
 /// Changes of a table from some version on: first those that already happened, then the live ones.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rusqlite::{Connection, params};
-use serde_json::Value;
 
 use super::{Key, State, Stored};
 
@@ -180,11 +179,11 @@ pub(super) fn load(path: &Path, connection: &Connection, names: &[String], state
         let key = Key::new(text(1).map_err(database)?, text(2).map_err(database)?);
         let rv = row.get::<_, i64>(3).map_err(database)?.unsigned_abs();
         let json = Bytes::copy_from_slice(text(4).map_err(database)?.as_bytes());
-        let object: Value = serde_json::from_slice(&json).map_err(|error| OpenError::Corrupt {
+        let stored = Stored::read(key.clone(), rv, json).map_err(|error| OpenError::Corrupt {
             path: path.into(),
             detail: format!("{} {}/{}: {error}", names[*table], key.namespace, key.name),
         })?;
-        state.put(*table, Arc::new(Stored::describe(key, rv, &object, json)));
+        state.put(*table, Arc::new(stored));
     }
     let rv = state.rv;
     for table in &mut state.tables {

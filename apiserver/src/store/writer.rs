@@ -84,13 +84,13 @@ impl Writer {
                 }
             };
             *rv += 1;
-            let change = change(*rv, &write, previous);
-            let at = (write.table, write.key);
-            pending.insert(at, (!write.remove).then(|| change.object.clone()));
+            let (table, key, remove) = (write.table, write.key.clone(), write.remove);
+            let change = change(*rv, write, previous);
+            pending.insert((table, key), (!remove).then(|| change.object.clone()));
             if failure.is_none() {
-                failure = store(&transaction, &self.names[write.table], &change).err();
+                failure = store(&transaction, &self.names[table], &change).err();
             }
-            done.push(Done { table: write.table, change: Arc::new(change), reply });
+            done.push(Done { table, change: Arc::new(change), reply });
         }
         if let Some(failure) = failure {
             return Err(failure);
@@ -140,8 +140,8 @@ fn check(state: &RwLock<State>, pending: &Pending, write: &Write) -> Result<Opti
     Ok(current)
 }
 
-fn change(rv: u64, write: &Write, previous: Option<Arc<Stored>>) -> Change {
-    let mut object: Value = write.object.clone();
+fn change(rv: u64, write: Write, previous: Option<Arc<Stored>>) -> Change {
+    let mut object = write.object;
     if !object.is_object() {
         object = Value::Object(serde_json::Map::new());
     }
@@ -150,7 +150,7 @@ fn change(rv: u64, write: &Write, previous: Option<Arc<Stored>>) -> Change {
         (false, None) => ChangeKind::Added,
         (false, Some(_)) => ChangeKind::Modified,
     };
-    Change::new(kind, Arc::new(Stored::new(write.key.clone(), rv, object)), previous)
+    Change::new(kind, write.key, rv, object, previous)
 }
 
 fn store(transaction: &Connection, resource: &str, change: &Change) -> rusqlite::Result<()> {
