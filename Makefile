@@ -8,10 +8,10 @@ HELM = $(shell tests/bin/fetch-helm)
 LOGGER_TARGET := $(shell uname -m)-unknown-linux-gnu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check e2e vm bench crds image images build logger deps clean
+.PHONY: help demo test check e2e vm bench bench-api crds image images build logger deps clean
 
 help: ## this menu
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: deps build images ## run the example shop on a containerd of its own, show it, remove it: about a minute after the build
 	cargo run -q -p nodelet-tests --bin demo
@@ -41,6 +41,10 @@ vm: deps build images ## the same on cgroup v2, in a virtual machine: limits, me
 bench: deps build images ## measure against ctr, podman and docker on this machine; writes docs/benchmarks.md
 	cargo build --release -p nodelet -p nodelet-logger
 	cargo run --release -p nodelet-bench -- --output docs/benchmarks.md
+
+bench-api: ## measure the API server, against kube-apiserver and etcd where $$KUBEBUILDER_ASSETS has them; writes docs/benchmarks.md
+	cargo build --release -p nodelet-bench
+	cargo run --release -p nodelet-bench -- api --output docs/benchmarks.md
 
 crds: ## regenerate the CRD YAML, the chart's copy and the reference page
 	UPDATE_GENERATED=1 cargo test -q -p nodelet-crds >/dev/null

@@ -1,18 +1,21 @@
 //! `make bench`: how long it takes until containers run, what the agent weighs, and how soon a dead container has a
 //! successor; against other tools, on this machine, in one run.
 //!
+//! `make bench-api` measures the API server alone, with the same program: see [`api`].
+//!
 //! Each tool runs in namespaces of its own with its state in memory, one after the other, on the same busybox image.
 //! Figures from different machines or runs cannot be compared; the ratios of one run can.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
+mod api;
 mod figures;
 mod peers;
 mod report;
+mod section;
 
 use figures::{Figures, median};
 use peers::{Ctr, Docker, Nodelet, Peer, Podman};
@@ -22,7 +25,10 @@ type Start = fn() -> Result<Option<Box<dyn Peer>>>;
 
 /// Measures nodelet against other tools.
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// How many containers to start at a time.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 20, 100])]
     counts: Vec<usize>,
@@ -37,9 +43,24 @@ struct Args {
     output: Option<std::path::PathBuf>,
 }
 
+/// What else can be measured.
+#[derive(Subcommand)]
+enum Command {
+    /// The API server.
+    Api(api::Options),
+    /// The process that `api` measures.
+    #[command(hide = true)]
+    ApiServer(api::ServerOptions),
+}
+
 #[allow(clippy::print_stdout, clippy::print_stderr)] // a program that prints a table
 fn main() -> Result<()> {
     let args = Args::parse();
+    match &args.command {
+        Some(Command::Api(options)) => return api::measure(options),
+        Some(Command::ApiServer(options)) => return api::serve(options),
+        None => {}
+    }
     let start: [(&str, Start); 4] =
         [("nodelet", Nodelet::start), ("ctr", Ctr::start), ("podman", Podman::start), ("docker", Docker::start)];
     let mut all = Vec::new();
@@ -55,7 +76,7 @@ fn main() -> Result<()> {
     let table = report::table(&all, &args.counts);
     println!("{table}");
     if let Some(output) = args.output {
-        fs::write(&output, report::page(&table, args.runs)).with_context(|| output.display().to_string())?;
+        section::replace(&output, "containers", &report::section(&table, args.runs))?;
     }
     Ok(())
 }

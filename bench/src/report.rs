@@ -1,4 +1,4 @@
-//! The table, and the page that it goes to.
+//! The table, and the section that it goes to.
 
 use std::fs;
 use std::process::Command;
@@ -52,8 +52,8 @@ fn mebibytes(kibibytes: u64) -> f64 {
     kibibytes as f64 / 1024.0
 }
 
-/// docs/benchmarks.md.
-pub(crate) fn page(table: &str, runs: usize) -> String {
+/// The section of docs/benchmarks.md.
+pub(crate) fn section(table: &str, runs: usize) -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kibibytes = memory.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
@@ -67,7 +67,7 @@ pub(crate) fn page(table: &str, runs: usize) -> String {
             })
             .collect();
     format!(
-        "# Benchmarks\n\nMade by `make bench`; do not edit.\n\n\
+        "## Workloads\n\nMade by `make bench`; do not edit.\n\n\
          Medians of {runs} runs on {cores} cores and {:.0} GiB, everything in memory, image present, containers of busybox\n\
          `sleep`. nodelet gives each Workload an address on a bridge and writes its log; `ctr` runs four at once, without\n\
          network or log; podman and docker run four at once on their default bridge. The ratio is to nodelet's time.\n\n\
