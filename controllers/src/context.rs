@@ -27,6 +27,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::attempts::Attempts;
+use crate::image_checks::ImageChecks;
 use crate::image_collector::Collector;
 use crate::metrics::Metrics;
 use crate::node_state::NodeReport;
@@ -110,6 +111,8 @@ pub struct Context {
     pub probers: Probers,
     /// Files that were written.
     pub written: Written,
+    /// Images in doubt.
+    pub(crate) image_checks: ImageChecks,
     /// How many containers may be created at once.
     pub starts: Semaphore,
     /// Hooks under way; finished before the agent ends.
@@ -131,6 +134,8 @@ impl Context {
         probers: Probers,
     ) -> Arc<Self> {
         let reporter = Reporter { controller: "nodelet".to_owned(), instance: Some(settings.node_name.clone()) };
+        let boot_file = settings.data_dir.join("boot.json");
+        let image_checks = ImageChecks::load(boot_file, &nodelet_drivers::host::facts().boot_id);
         let recorder = Recorder::new(client.clone(), reporter);
         let parallel = std::thread::available_parallelism().map_or(2, usize::from);
         Arc::new(Self {
@@ -147,6 +152,7 @@ impl Context {
             stops: Stops::default(),
             probers,
             written: Written::default(),
+            image_checks,
             starts: Semaphore::new(2 * parallel),
             tasks: TaskTracker::new(),
             recorder,

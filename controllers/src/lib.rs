@@ -12,6 +12,7 @@ pub mod controller;
 mod credentials;
 mod defaults;
 mod image;
+mod image_checks;
 pub mod image_collector;
 mod image_users;
 mod invalid;

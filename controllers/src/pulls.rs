@@ -152,6 +152,23 @@ impl Pulls {
         });
     }
 
+    /// Runs `work`, which may take as long as a transfer, until it ends or the agent stops.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.shared.stop.clone();
+        self.shared.tasks.spawn(async move {
+            tokio::select! {
+                // Cut like a transfer: what is half done is done again.
+                () = work => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    /// Wakes whoever waits for the image of `reference`.
+    pub(crate) fn tell(&self, reference: &str) {
+        let _ = self.shared.changed.send(reference.to_owned());
+    }
+
     /// Waits until every transfer has ended or been cut by the stop token.
     pub async fn drain(&self) {
         self.shared.tasks.close();

@@ -155,6 +155,7 @@ pub async fn run(
         audit(ctx.clone(), shutdown.clone()),
     );
     ctx.pulls.drain().await;
+    ctx.image_checks.orderly_stop();
     ctx.probers.clear();
     ctx.tasks.close();
     ctx.tasks.wait().await;

@@ -518,5 +518,5 @@ async fn only_images_that_nobody_needs_are_collected() {
     node.apply(workload("old", old)).await;
     node.ready("old").await;
     node.stop_agent().await;
-    assert!(matches!(node.collector.prune(true).await, Err(_)), "nobody collects any more");
+    assert!(node.collector.prune(true).await.is_err(), "nobody collects any more");
 }

@@ -141,6 +141,10 @@ pub const DISK_PRESSURE: &str = "DiskPressure";
 
 // Event-only reasons: what happened, in the past tense.
 
+/// Files of an image are torn or missing.
+pub const IMAGE_DAMAGED: &str = "ImageDamaged";
+/// An image that was damaged is whole again.
+pub const IMAGE_REPAIRED: &str = "ImageRepaired";
 /// Images that nobody needed were removed.
 pub const IMAGES_COLLECTED: &str = "ImagesCollected";
 /// A container was created.

@@ -310,6 +310,14 @@ impl Applier<'_> {
     }
 
     async fn start(&self, start: &Start<'_>) -> Result<(), Error> {
+        let result = self.start_unchecked(start).await;
+        if let Err(error @ Error::Runtime { .. }) = &result {
+            self.ctx.image_checks.start_failed(&start.wish.image.fetch.reference, &chain(error));
+        }
+        result
+    }
+
+    async fn start_unchecked(&self, start: &Start<'_>) -> Result<(), Error> {
         let failed = |doing| move |source| Error::Runtime { container: start.wish.name.clone(), doing, source };
         let spec = self.container_spec(start).await?;
         // More than this at once only makes each of them slower.

@@ -1,6 +1,7 @@
 //! Reads what the node has of one workload. Changes nothing, except that it lets missing images be fetched.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -17,6 +18,7 @@ use super::model::{
 };
 use crate::context::{Context, find};
 use crate::credentials;
+use crate::image_checks::Check;
 use crate::pulls::PullState;
 
 /// Something could not be read.
@@ -37,7 +39,7 @@ pub enum Error {
 const FRESH: Duration = Duration::from_secs(20);
 
 /// What is there; `None` until the containers of the node have been read once.
-pub async fn observe(ctx: &Context, object: &Workload, desired: &Desired) -> Result<Option<Observed>, Error> {
+pub async fn observe(ctx: &Arc<Context>, object: &Workload, desired: &Desired) -> Result<Option<Observed>, Error> {
     let uid = object.metadata.uid.as_deref().unwrap_or_default();
     let Some(containers) = ctx.containers.of_workload(uid) else { return Ok(None) };
     let containers: Vec<SeenContainer> = containers.into_iter().map(|c| seen(ctx, object, desired, c)).collect();
@@ -116,7 +118,7 @@ fn outdated_files(ctx: &Context, desired: &Desired) -> BTreeSet<String> {
 
 /// The images of the containers that are not running as they should.
 async fn images(
-    ctx: &Context,
+    ctx: &Arc<Context>,
     object: &Workload,
     desired: &Desired,
     containers: &[SeenContainer],
@@ -138,11 +140,16 @@ async fn images(
     Ok(images)
 }
 
-async fn image(ctx: &Context, object: &Workload, wish: &ContainerWish) -> Result<SeenImage, Error> {
+async fn image(ctx: &Arc<Context>, object: &Workload, wish: &ContainerWish) -> Result<SeenImage, Error> {
     let reference = &wish.image.fetch.reference;
     let present = ctx.drivers.images.get(reference).await?;
     let present_now =
         |image: &images::Image| SeenImage::Present { name: image.reference.clone(), digest: image.digest.clone() };
+    if present.is_some()
+        && let Some(doubt) = doubt(ctx, object, &wish.image.fetch).await?
+    {
+        return Ok(doubt);
+    }
     match (wish.image.policy, &present) {
         (PullRule::IfAbsent | PullRule::Never, Some(image)) => return Ok(present_now(image)),
         (PullRule::Never, None) => {
@@ -171,6 +178,25 @@ async fn image(ctx: &Context, object: &Workload, wish: &ContainerWish) -> Result
             reason: kind.reason(),
             message: format!("{message}; try {} in {} s", failures + 1, retry_in.as_secs() + 1),
         },
+    })
+}
+
+/// Why the image that is there cannot be used yet: it may be damaged.
+async fn doubt(ctx: &Arc<Context>, object: &Workload, fetch: &Fetch) -> Result<Option<SeenImage>, Error> {
+    if ctx.image_checks.trusts(&fetch.reference) {
+        return Ok(None);
+    }
+    // A repair may have to fetch parts of it again. Without credentials it does with what is on the node.
+    let fetch = declared(ctx, object, fetch).await?.unwrap_or_else(|_| fetch.clone());
+    Ok(match ctx.image_checks.look(ctx, object, &fetch) {
+        Check::Trusted => None,
+        Check::UnderWay => Some(SeenImage::Pulling {
+            message: format!("{}: reading the image in full, since it may be damaged", fetch.reference),
+        }),
+        Check::Failed { message, failures, retry_in } => Some(SeenImage::Failed {
+            reason: reasons::IMAGE_DAMAGED,
+            message: format!("{message}; try {} in {} s", failures + 1, retry_in.as_secs() + 1),
+        }),
     })
 }
 
