@@ -48,6 +48,8 @@ pub enum Refused {
     Values(&'static [&'static str]),
     /// All but these, where a `*` stands for any rest.
     AllBut(&'static [&'static str]),
+    /// All that ask for something while this field beside it does not.
+    Without(&'static str),
 }
 
 const fn set(path: &'static str) -> Limitation {
@@ -95,7 +97,7 @@ const WORKLOAD: &[Limitation] = &[
 
 /// Of every entry of `initContainers` and `containers`.
 const CONTAINER: &[Limitation] = &[
-    set("stdin"),
+    Limitation { path: "stdin", refused: Refused::Without("tty") },
     Limitation { path: "env[].valueFrom.fieldRef.fieldPath", refused: FIELDS },
     set("env[].valueFrom.resourceFieldRef"),
     set("startupProbe.grpc"),
@@ -147,18 +149,18 @@ pub fn unsupported<S: Declared>(spec: &S) -> Vec<FieldError> {
     for (base, limitations) in S::LIMITATIONS {
         for limitation in *limitations {
             let path = [*base, limitation.path].into_iter().flat_map(|part| part.split('.')).filter(|s| !s.is_empty());
-            visit(&spec, &path.collect::<Vec<_>>(), "spec", &mut |path, value| {
-                errors.extend(limitation.refused.judge(path, value));
+            visit(&spec, &Value::Null, &path.collect::<Vec<_>>(), "spec", &mut |path, value, beside| {
+                errors.extend(limitation.refused.judge(path, value, beside));
             });
         }
     }
     errors
 }
 
-/// Calls `found` for every value that the path leads to, with the path that was taken.
-fn visit(value: &Value, path: &[&str], taken: &str, found: &mut impl FnMut(&str, &Value)) {
+/// Calls `found` for every value that the path leads to, with the path that was taken and the object that holds it.
+fn visit(value: &Value, holder: &Value, path: &[&str], taken: &str, found: &mut impl FnMut(&str, &Value, &Value)) {
     let Some((step, rest)) = path.split_first() else {
-        found(taken, value);
+        found(taken, value, holder);
         return;
     };
     let (field, each) = step.strip_suffix("[]").map_or((*step, false), |field| (field, true));
@@ -166,15 +168,15 @@ fn visit(value: &Value, path: &[&str], taken: &str, found: &mut impl FnMut(&str,
     let taken = format!("{taken}.{field}");
     if each {
         for (index, entry) in child.as_array().into_iter().flatten().enumerate() {
-            visit(entry, rest, &format!("{taken}[{index}]"), found);
+            visit(entry, value, rest, &format!("{taken}[{index}]"), found);
         }
     } else {
-        visit(child, rest, &taken, found);
+        visit(child, value, rest, &taken, found);
     }
 }
 
 impl Refused {
-    fn judge(self, path: &str, value: &Value) -> Option<FieldError> {
+    fn judge(self, path: &str, value: &Value, holder: &Value) -> Option<FieldError> {
         let error = |message: String| Some(FieldError { path: path.to_owned(), message });
         match self {
             Refused::Set if asks(value) => error("is not supported by this version of nodelet".to_owned()),
@@ -190,7 +192,10 @@ impl Refused {
                 });
                 if is_allowed { None } else { error(format!("{value:?} is not supported by this version of nodelet")) }
             }
-            Refused::Set => None,
+            Refused::Without(other) if asks(value) && !holder.get(other).is_some_and(asks) => {
+                error(format!("without {other} is not supported by this version of nodelet"))
+            }
+            Refused::Set | Refused::Without(_) => None,
         }
     }
 }

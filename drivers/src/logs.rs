@@ -65,6 +65,18 @@ impl LogReader {
     pub fn follow(self, done: BoxFuture<'static, ()>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         follow::stream(self.path, self.options, Some(done))
     }
+
+    /// What is written from the moment on at which this returns, byte for byte: parts of lines as they come. Ends as
+    /// [`LogReader::follow`] does.
+    ///
+    /// # Errors
+    /// The log's directory cannot be watched or read.
+    pub async fn attach(
+        self,
+        done: BoxFuture<'static, ()>,
+    ) -> io::Result<impl Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static> {
+        Ok(Box::pin(follow::attach(self.path, self.options, done).await?))
+    }
 }
 
 /// The current file of an attempt's log in a container's log directory.

@@ -23,6 +23,7 @@ use crate::cgroups::Limits;
 use crate::ids::{CgroupPath, ContainerId, SandboxId};
 
 mod accounts;
+mod attach;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod containerd;
@@ -39,14 +40,17 @@ mod list;
 mod node;
 mod record;
 mod remove;
+mod session;
 mod signal;
 mod spec;
 mod start;
+mod stdin;
 mod sweep;
 #[cfg(test)]
 mod tests;
 
 pub use containerd::{ContainerdRuntime, Options};
+pub use session::{Input, Output, Program, Session, Streams, TerminalSize};
 
 /// What went wrong while talking to the runtime.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +132,7 @@ pub struct ContainerSpec {
     pub env: Vec<(String, String)>,
     /// Allocate a terminal.
     pub tty: bool,
-    /// Keep stdin open.
+    /// Keep stdin open for [`Runtime::attach`]; only together with `tty`.
     pub stdin: bool,
     /// Which namespaces the container joins.
     pub namespaces: Namespaces,
@@ -394,11 +398,20 @@ pub trait Runtime: Send + Sync {
     /// Runs a program in the container and waits for it.
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecResult, Error>;
 
+    /// Starts a program in the container and connects the wanted streams to it. It is ended when the session is
+    /// dropped, and nothing of it stays in either case.
+    async fn open_exec(&self, id: &ContainerId, program: &Program) -> Result<Session, Error>;
+
+    /// Attaches to the running container's own program: its output from now on, byte for byte, and its input if it
+    /// was made with one ([`Error::Invalid`] otherwise). Any number may be attached at a time; a slow one delays
+    /// nobody.
+    async fn attach(&self, id: &ContainerId, streams: Streams) -> Result<Session, Error>;
+
     /// A stream of hints from now on, beginning with [`RuntimeEvent::Resync`] once it is surely subscribed. The
     /// driver reconnects by itself. A slow reader gets one [`RuntimeEvent::Resync`] instead of a long queue.
     fn events(&self) -> mpsc::Receiver<RuntimeEvent>;
 
     /// Frees what crashes left behind and no record names: shims without a task, snapshots and leases of ours
-    /// without an owner. Says what it freed, one line each. Called once after start, when nothing is under way.
+    /// without an owner, programs in containers that nobody talks to any more. Says what it freed, one line each. Called once after start, when nothing is under way.
     async fn sweep(&self) -> Result<Vec<String>, Error>;
 }

@@ -8,7 +8,8 @@
 //!   as soon as it can be written again. (A file system that hangs does hold it up; there is no help against that.)
 //! - Rotated and current file together never pass `max-size` times `max-files`.
 //!
-//! Started with: arguments as pairs in any order (`path`, `max-size`, `max-files`), the container's stdout at
+//! Started with: arguments as pairs in any order (`path`, `max-size`, `max-files`,
+//! `unfinished-lines`), the container's stdout at
 //! descriptor 3 and stderr at 4 (which may be missing with a terminal), and descriptor 5 to close when ready. The
 //! caller waits for that, and the file is open by then.
 
@@ -119,6 +120,11 @@ impl Source {
         }
         let (stream, limit) = (self.stream, sink.line_limit());
         self.framing.advance(read, limit, |full, line| sink.record(stream, full, line));
+        if sink.writes_unfinished_lines()
+            && let Some(part) = self.framing.take_rest()
+        {
+            sink.record(stream, false, part);
+        }
         true
     }
 

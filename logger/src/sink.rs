@@ -64,6 +64,11 @@ impl Sink {
         LINE_LIMIT.min(usize::try_from(fits).unwrap_or(usize::MAX))
     }
 
+    /// Whether a line is written before it has ended.
+    pub(crate) fn writes_unfinished_lines(&self) -> bool {
+        self.args.unfinished_lines
+    }
+
     /// Whether something was lost that the file does not say yet.
     pub(crate) fn has_dropped(&self) -> bool {
         self.dropped.records > 0

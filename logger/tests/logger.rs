@@ -114,6 +114,21 @@ fn wait_for(what: &str, condition: impl Fn() -> bool) {
 }
 
 #[test]
+fn a_prompt_is_written_at_once_if_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("0.log");
+    let mut logger = Logger::start(&["unfinished-lines", "now", "path", path.to_str().unwrap()], false);
+    logger.write(b"one\r\n$ ");
+    wait_for("the prompt", || messages(&path).len() == 2);
+    logger.write(b"ls\r\n");
+    wait_for("the rest", || messages(&path).len() == 3);
+    assert!(logger.end().success());
+    let record = |flag: &str, message: &str| ("stdout".to_owned(), flag.to_owned(), message.to_owned());
+    // `lines` of the standard library takes the carriage return off.
+    assert_eq!(records(&path), [record("F", "one"), record("P", "$ "), record("F", "ls")]);
+}
+
+#[test]
 fn lines_of_both_streams() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ns_web_uid/main/0.log");

@@ -387,7 +387,7 @@ impl Applier<'_> {
             working_dir: template.working_dir.clone(),
             env: template.env.clone(),
             tty: template.tty,
-            stdin: false,
+            stdin: template.stdin,
             namespaces: Namespaces {
                 net: joined(sandbox.netns),
                 ipc: joined(sandbox.ipcns),

@@ -408,6 +408,7 @@ impl Maker<'_> {
             working_dir: container.working_dir.clone(),
             env: variables,
             tty: container.tty,
+            stdin: container.stdin,
             mounts: self.mounts(path, container)?,
             ulimits: ulimits(container),
             security: security::security(self.object, container, path, &self.place.data_dir)?,

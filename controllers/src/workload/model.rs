@@ -186,6 +186,9 @@ pub struct Template {
     pub working_dir: Option<String>,
     pub env: Vec<(String, String)>,
     pub tty: bool,
+    // Part of the hash only where it is used: a container of an agent that did not know it stays as it is.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stdin: bool,
     pub mounts: Vec<MountWish>,
     pub ulimits: Vec<(String, u64, u64)>,
     pub security: Security,

@@ -106,6 +106,7 @@ impl Table {
                 write!(description, " ⛔ {values}").unwrap();
             }
             Some(Refused::AllBut(_)) => description.push_str(" ⛔ all others"),
+            Some(Refused::Without(other)) => write!(description, " ⛔ without `{other}`").unwrap(),
             None => {}
         }
         let default = schema.default.as_ref().map_or(String::new(), |default| match &default.0 {

@@ -11,7 +11,7 @@ fn workload(change: Value) -> WorkloadSpec {
         "shareProcessNamespace": false,
         "initContainers": [{"name": "prepare", "image": "a"}],
         "containers": [{
-            "name": "web", "image": "b", "stdin": false, "tty": true,
+            "name": "web", "image": "b", "stdin": true, "tty": true,
             "env": [
                 {"name": "A", "value": "a"},
                 {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "metadata.annotations['a']"}}},
@@ -59,7 +59,10 @@ fn each_error_names_the_field_and_the_value() {
             "spec.volumes[0].secret.onChange: \"Signal\" is not",
         ),
         (json!({"volumes": [{"name": "a", "image": {"reference": "b"}}]}), "spec.volumes[0].image: is not"),
-        (json!({"containers": [{"name": "a", "image": "b", "stdin": true}]}), "spec.containers[0].stdin: is not"),
+        (
+            json!({"containers": [{"name": "a", "image": "b", "stdin": true}]}),
+            "spec.containers[0].stdin: without tty is not",
+        ),
         (
             json!({"initContainers": [{"name": "a", "image": "b", "restartPolicy": "Always"}]}),
             "spec.initContainers[0].restartPolicy: is not",

@@ -52,6 +52,26 @@ pub(super) fn stream(
     stream::try_unfold(state, |state| Box::pin(next(state)))
 }
 
+/// What is written from now on, byte for byte.
+pub(super) async fn attach(
+    path: PathBuf,
+    options: Options,
+    done: BoxFuture<'static, ()>,
+) -> io::Result<impl Stream<Item = io::Result<Bytes>> + Send + 'static> {
+    // Before the end of the log is looked for, so that no change falls between them.
+    let changes = Some(changes(&path)?);
+    let options = Options { tail_lines: Some(0), timestamps: false, ..options };
+    let (from, wanted) = (path.clone(), options.clone());
+    let begin = tokio::task::spawn_blocking(move || {
+        let start = tail::start(&from, &wanted, 0)?;
+        io::Result::Ok(Work { cursor: Cursor::new(from, start), lines: Lines::raw(wanted) })
+    });
+    let work = Some(begin.await.map_err(io::Error::other)??);
+    let follow = Some(Follow { changes, done, is_done: false });
+    let state = State { work, path, options, follow, ended: false };
+    Ok(stream::try_unfold(state, |state| Box::pin(next(state))))
+}
+
 async fn next(mut state: State) -> io::Result<Option<(Bytes, State)>> {
     while !state.ended {
         if let Some(follow) = &mut state.follow

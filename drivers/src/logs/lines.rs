@@ -14,6 +14,8 @@ pub(super) struct Lines {
     begun: [Begun; 2],
     /// What may still be shown.
     left: u64,
+    /// Parts of lines are shown as they come, and nothing is added.
+    raw: bool,
 }
 
 #[derive(Debug, Default)]
@@ -26,7 +28,12 @@ struct Begun {
 impl Lines {
     pub(super) fn new(options: Options) -> Self {
         let left = options.limit_bytes.unwrap_or(u64::MAX);
-        Self { options, begun: Default::default(), left }
+        Self { options, begun: Default::default(), left, raw: false }
+    }
+
+    /// Gives the bytes that the container wrote, as soon as they are there.
+    pub(super) fn raw(options: Options) -> Self {
+        Self { raw: true, ..Self::new(options) }
     }
 
     /// Nothing more may be shown.
@@ -40,6 +47,13 @@ impl Lines {
             let raw = [line, b"\n"].concat();
             return self.show(&raw, out);
         };
+        if self.raw {
+            if self.wants(&record) {
+                self.show(record.message, out);
+                self.show(if record.ends_line { b"\n" } else { b"" }, out);
+            }
+            return;
+        }
         let index = usize::from(record.source == Source::Stderr);
         // The first part of a line decides for all of it.
         let shown = match self.begun[index].shown {

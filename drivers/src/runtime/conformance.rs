@@ -5,11 +5,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
 use super::{
-    Container, ContainerSpec, Error, ExecSpec, Exit, LogTarget, Namespace, Namespaces, Runtime, RuntimeEvent, Security,
-    TaskState,
+    Container, ContainerSpec, Error, ExecSpec, Exit, LogTarget, Namespace, Namespaces, Output, Program, Runtime,
+    RuntimeEvent, Security, Session, Streams, TaskState, TerminalSize,
 };
 use crate::cgroups::Limits;
 use crate::ids::{CgroupPath, ContainerId};
@@ -71,6 +72,8 @@ pub async fn all(runtime: &dyn Runtime, fixture: &Fixture) {
     mistakes_are_told_apart(runtime, fixture).await;
     limits_change_and_are_kept(runtime, fixture).await;
     programs_run_inside(runtime, fixture).await;
+    programs_are_talked_to(runtime, fixture).await;
+    containers_are_attached_to(runtime, fixture).await;
     assert!(runtime.sweep().await.expect("sweeping works").is_empty(), "something was left behind");
     assert!(runtime.list().await.expect("listing works").is_empty());
 }
@@ -205,6 +208,100 @@ async fn programs_run_inside(runtime: &dyn Runtime, fixture: &Fixture) {
     let missing = ExecSpec { command: vec!["/nonexistent".to_owned()], timeout: None };
     assert!(matches!(runtime.exec(&spec.id, &missing).await, Err(Error::Invalid { .. })));
     assert!(matches!(get(runtime, &spec.id).await.state, TaskState::Running { .. }));
+    runtime.remove(&spec.id).await.expect("it can be removed");
+}
+
+const ALL: Streams = Streams { stdin: true, stdout: true, stderr: true, tty: false };
+const TERMINAL: Streams = Streams { tty: true, ..ALL };
+
+fn program(script: &str, streams: Streams) -> Program {
+    Program { command: vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()], streams }
+}
+
+/// Reads an output to its end.
+pub async fn read_all(output: Option<Output>) -> String {
+    let mut bytes = Vec::new();
+    let mut output = output.expect("the stream was asked for");
+    let read = tokio::time::timeout(SOON, output.read_to_end(&mut bytes)).await;
+    read.expect("the output ends soon").expect("it can be read");
+    String::from_utf8(bytes).expect("the suite's programs print text")
+}
+
+async fn end(session: Session) -> u32 {
+    let code = tokio::time::timeout(SOON, session.exit).await;
+    code.expect("the program ends soon").expect("its exit is known")
+}
+
+async fn programs_are_talked_to(runtime: &dyn Runtime, fixture: &Fixture) {
+    let spec = fixture.spec("talk", "trap '' TERM; while true; do sleep 0.05; done");
+    let nobody: ContainerId = "nobody".parse().expect("valid");
+    let cat = program("cat; exit 5", ALL);
+    assert!(matches!(runtime.open_exec(&nobody, &cat).await, Err(Error::NotFound { .. })));
+    runtime.create(&spec).await.expect("the container can be made");
+    runtime.start(&spec.id).await.expect("it starts");
+
+    // What goes in comes out, and the end of the input is seen.
+    let mut session = runtime.open_exec(&spec.id, &cat).await.expect("it starts");
+    let mut stdin = session.stdin.take().expect("asked for");
+    stdin.write_all(b"one\ntwo").await.expect("it reads");
+    stdin.shutdown().await.expect("the end can be told");
+    assert_eq!(read_all(session.stdout.take()).await, "one\ntwo");
+    assert_eq!(read_all(session.stderr.take()).await, "");
+    assert_eq!(end(session).await, 5);
+
+    // Dropping the input is its end, too, and what was not asked for is not there.
+    let only = Streams { stdin: true, ..Streams::default() };
+    let mut session = runtime.open_exec(&spec.id, &program("cat; exit 6", only)).await.expect("it starts");
+    assert!(session.stdout.is_none() && session.stderr.is_none() && session.resize.is_none());
+    session.stdin = None;
+    assert_eq!(end(session).await, 6);
+
+    // On a terminal.
+    let mut session = runtime.open_exec(&spec.id, &program("echo hello; exit 3", TERMINAL)).await.expect("it starts");
+    assert!(session.stderr.is_none(), "a terminal has one output");
+    let resize = session.resize.take().expect("a terminal has a size");
+    resize.send_replace(TerminalSize { width: 80, height: 24 });
+    assert!(read_all(session.stdout.take()).await.contains("hello"));
+    assert_eq!(end(session).await, 3);
+
+    let missing = Program { command: vec!["/nonexistent".to_owned()], streams: ALL };
+    assert!(matches!(runtime.open_exec(&spec.id, &missing).await, Err(Error::Invalid { .. })));
+
+    // One that nobody wants any more.
+    drop(runtime.open_exec(&spec.id, &program("sleep 1000", ALL)).await.expect("it starts"));
+    runtime.remove(&spec.id).await.expect("it can be removed");
+    assert!(runtime.open_exec(&spec.id, &cat).await.is_err(), "it is gone");
+}
+
+async fn containers_are_attached_to(runtime: &dyn Runtime, fixture: &Fixture) {
+    let mut spec = fixture.spec("attach", "cat");
+    spec.tty = true;
+    spec.stdin = true;
+    assert!(matches!(runtime.attach(&spec.id, TERMINAL).await, Err(Error::NotFound { .. })));
+    runtime.create(&spec).await.expect("the container can be made");
+    runtime.start(&spec.id).await.expect("it starts");
+    let mut first = runtime.attach(&spec.id, TERMINAL).await.expect("it runs");
+    assert!(first.resize.is_some() && first.stderr.is_none());
+    let mut stdin = first.stdin.take().expect("it has an input");
+    stdin.write_all(b"first\n").await.expect("it reads");
+    stdin.shutdown().await.expect("which ends nothing");
+    drop((stdin, first));
+    let mut second = runtime.attach(&spec.id, TERMINAL).await.expect("it runs on");
+    second.stdin.as_mut().expect("it has an input").write_all(b"second\n").await.expect("it still reads");
+    assert!(matches!(get(runtime, &spec.id).await.state, TaskState::Running { .. }));
+    runtime.kill(&spec.id, "SIGKILL", true).await.expect("it can be killed");
+    assert_eq!(end(second).await, 137);
+    assert!(runtime.attach(&spec.id, TERMINAL).await.is_err(), "it has ended");
+    runtime.remove(&spec.id).await.expect("it can be removed");
+
+    let spec = fixture.spec("mute", "sleep 1000");
+    runtime.create(&spec).await.expect("the container can be made");
+    runtime.start(&spec.id).await.expect("it starts");
+    match runtime.attach(&spec.id, ALL).await {
+        Err(Error::Invalid { field, .. }) => assert_eq!(field, "stdin"),
+        other => panic!("not invalid: {other:?}"),
+    }
+    runtime.attach(&spec.id, Streams { stdin: false, ..ALL }).await.expect("there is nothing to hear, but it runs");
     runtime.remove(&spec.id).await.expect("it can be removed");
 }
 

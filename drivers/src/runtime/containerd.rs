@@ -14,8 +14,8 @@ use super::image::ImageCache;
 use super::list::Known;
 use super::node::Node;
 use super::{
-    Container, ContainerSpec, Error, ExecResult, ExecSpec, Runtime, RuntimeEvent, RuntimeInfo, Started, create, events,
-    exec, info, limits, list, remove, signal, start, sweep,
+    Container, ContainerSpec, Error, ExecResult, ExecSpec, Program, Runtime, RuntimeEvent, RuntimeInfo, Session,
+    Started, Streams, attach, create, events, exec, info, limits, list, remove, signal, start, sweep,
 };
 use crate::cgroups::Limits;
 use crate::containerd::Containerd;
@@ -35,7 +35,8 @@ pub struct Options {
     pub oci_root: Option<PathBuf>,
     /// Where the cgroup hierarchy is mounted.
     pub cgroup_root: PathBuf,
-    /// A directory for the short-lived pipes of [`Runtime::exec`].
+    /// Below it are the pipes of programs in containers (`exec/`) and of containers' input (`stdin/`), under the same
+    /// path for containerd.
     pub run_dir: PathBuf,
     /// Let the default seccomp profile admit programs of the node's other architectures, such as 32-bit ones. It
     /// makes every start of a container markedly slower, so it is off by default.
@@ -78,6 +79,8 @@ pub(super) struct Shared {
     pub(super) creating: Semaphore,
     /// See [`Shared::watch`].
     sees_processes: tokio::sync::OnceCell<bool>,
+    /// Programs that we run in containers just now.
+    pub(super) execs: exec::Live,
     tasks: TaskTracker,
 }
 
@@ -119,6 +122,7 @@ impl ContainerdRuntime {
                 oci_runtime: tokio::sync::OnceCell::new(),
                 creating: Semaphore::new(cpus * 2),
                 sees_processes: tokio::sync::OnceCell::new(),
+                execs: exec::Live::default(),
                 tasks: TaskTracker::new(),
             }),
         }
@@ -199,11 +203,22 @@ impl Runtime for ContainerdRuntime {
         self.uncancelled(doing, |shared| async move { exec::exec(&shared, &id, &spec, abandoned).await }).await
     }
 
+    async fn open_exec(&self, id: &ContainerId, program: &Program) -> Result<Session, Error> {
+        let (id, program) = (id.clone(), program.clone());
+        let doing = format!("running a program in container {id}");
+        // A caller that goes away drops the session, which ends the program.
+        self.uncancelled(doing, |shared| exec::open(shared, id, program)).await
+    }
+
+    async fn attach(&self, id: &ContainerId, streams: Streams) -> Result<Session, Error> {
+        attach::attach(self.shared.clone(), id, streams).await
+    }
+
     fn events(&self) -> mpsc::Receiver<RuntimeEvent> {
         events::events(self.shared.clone())
     }
 
     async fn sweep(&self) -> Result<Vec<String>, Error> {
-        sweep::sweep(&self.shared).await
+        sweep::sweep(self.shared.clone()).await
     }
 }

@@ -19,7 +19,7 @@ use super::containerd::Shared;
 use super::image::{self, ImageFacts};
 use super::record::{Journal, RuncOptions, SPEC_TYPE, json_any};
 use super::spec::{self, Inputs};
-use super::{ContainerSpec, Error, LogTarget, Namespace, Seccomp, layers, signal};
+use super::{ContainerSpec, Error, LogTarget, Namespace, Seccomp, layers, signal, stdin};
 use crate::containerd::{is_already_exists, is_not_found};
 
 /// Label on the snapshots that we make, so that a sweep knows them.
@@ -59,13 +59,14 @@ pub(super) async fn create(shared: &Shared, spec: ContainerSpec) -> Result<(), E
         }
     };
     let log = prepare_log(shared, &spec).await?;
-    create_task(shared, &spec, mounts, log).await
+    let stdin = if spec.stdin { stdin::ensure(&shared.options.run_dir, &spec.id)? } else { String::new() };
+    create_task(shared, &spec, mounts, stdin, log).await
 }
 
 /// What no daemon needs to be asked for.
 fn check(spec: &ContainerSpec) -> Result<(), Error> {
-    if spec.stdin {
-        return Err(invalid("stdin", "keeping stdin open is not supported yet".to_owned()));
+    if spec.stdin && !spec.tty {
+        return Err(invalid("stdin", "input is only kept open together with a terminal (tty)".to_owned()));
     }
     for (index, mount) in spec.mounts.iter().enumerate() {
         if !mount.destination.starts_with('/') {
@@ -215,7 +216,10 @@ fn hostname(uts: &Namespace) -> String {
 
 /// Makes the log's directory and returns the URI that the shim takes for stdout and stderr.
 async fn prepare_log(shared: &Shared, spec: &ContainerSpec) -> Result<String, Error> {
-    let LogTarget::File { path, max_size, max_files } = &spec.log else { return Ok(String::new()) };
+    let LogTarget::File { path, max_size, max_files } = &spec.log else {
+        // The shim wants to have something to copy a terminal's output to.
+        return Ok(if spec.tty { "/dev/null".to_owned() } else { String::new() });
+    };
     if let Some(dir) = path.parent() {
         tokio::fs::create_dir_all(dir).await.map_err(|source| Error::Failed {
             doing: format!("making the log directory {}", dir.display()),
@@ -223,8 +227,15 @@ async fn prepare_log(shared: &Shared, spec: &ContainerSpec) -> Result<String, Er
         })?;
     }
     let (max_size, max_files) = (max_size.to_string(), max_files.to_string());
-    let arguments: [(&str, &[u8]); 3] =
-        [("path", path.as_os_str().as_bytes()), ("max-size", max_size.as_bytes()), ("max-files", max_files.as_bytes())];
+    let mut arguments: Vec<(&str, &[u8])> = vec![
+        ("path", path.as_os_str().as_bytes()),
+        ("max-size", max_size.as_bytes()),
+        ("max-files", max_files.as_bytes()),
+    ];
+    if spec.tty {
+        // Who is attached waits for a prompt, which has no newline.
+        arguments.push(("unfinished-lines", b"now"));
+    }
     Ok(logger_uri(&shared.options.logger, &arguments))
 }
 
@@ -243,11 +254,18 @@ fn escape(bytes: &[u8], is_path: bool) -> String {
 }
 
 /// Never to be cancelled: a client that goes away in the middle of it leaves a shim that nobody ends.
-async fn create_task(shared: &Shared, spec: &ContainerSpec, rootfs: Vec<Mount>, log: String) -> Result<(), Error> {
+async fn create_task(
+    shared: &Shared,
+    spec: &ContainerSpec,
+    rootfs: Vec<Mount>,
+    stdin: String,
+    log: String,
+) -> Result<(), Error> {
     let containerd = &shared.containerd;
     let message = CreateTaskRequest {
         container_id: spec.id.to_string(),
         rootfs,
+        stdin,
         stdout: log.clone(),
         // With a terminal there is one stream.
         stderr: if spec.tty { String::new() } else { log },

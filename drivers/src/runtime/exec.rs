@@ -1,13 +1,11 @@
 //! Running a program in a container, with its output. Dear (two processes of the OCI runtime each), so probes prefer
 //! other ways.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use containerd_client::services::v1::{
     DeleteProcessRequest, ExecProcessRequest, KillRequest, StartRequest, WaitRequest,
 };
-use rustix::fs::{CWD, Mode};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -16,9 +14,18 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::containerd::Shared;
 use super::record::{self, PROCESS_TYPE, json_any};
-use super::{Error, ExecResult, ExecSpec, create};
+use super::{Error, ExecResult, ExecSpec, Streams, create};
 use crate::containerd::is_not_found;
 use crate::ids::ContainerId;
+
+mod fifos;
+mod interactive;
+mod leftovers;
+
+use fifos::Fifos;
+pub(super) use fifos::{Live, make as make_fifo};
+pub(super) use interactive::{open, resize};
+pub(super) use leftovers::clear as clear_leftovers;
 
 /// Output that is kept; the rest is read and dropped, so that the program never blocks on it.
 const KEPT: usize = 16 << 10;
@@ -38,19 +45,26 @@ pub(super) async fn exec(
         doing: format!("running {:?} in container {id}", spec.command.first().map_or("", String::as_str)),
         source: Box::new(source),
     };
-    let process = process(shared, id, spec).await?;
-    let exec_id = format!("nodelet-{}", uuid::Uuid::new_v4().simple());
-    let fifo = Fifo::make(&shared.options.run_dir, &exec_id).map_err(failed)?;
-    // The reader must be there before the shim opens its end, and "read-write" keeps it from seeing an end before
-    // the first writer.
-    let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(&fifo.path).map_err(failed)?;
-    let output = Output::collect(receiver);
+    let process = process(shared, id, &spec.command, false).await?;
+    let exec_id = new_id();
+    let streams = Streams { stdout: true, ..Streams::default() };
+    let fifos = Fifos::make(&shared.options.run_dir, &shared.execs, id, &exec_id, streams).map_err(failed)?;
+    let output = fifos.open_early().map_err(failed)?.stdout.map(Output::collect);
     let session = Session { shared, id, exec_id: &exec_id, spec };
-    session.add(process, &fifo.path).await?;
+    session.add(process, fifos.stdout()).await?;
     let result = session.run(abandoned).await;
     // Always, also after a failed start; it returns when the output is copied, or after some seconds.
     let _ = tokio::time::timeout(OUTPUT_ENDS_WITHIN, session.delete()).await;
-    Ok(ExecResult { code: result?, output: output.finish().await })
+    let output = match output {
+        Some(output) => output.finish().await,
+        None => Vec::new(),
+    };
+    Ok(ExecResult { code: result?, output })
+}
+
+/// An id that no other program of the container has.
+fn new_id() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
 }
 
 /// One program, added to the task.
@@ -66,9 +80,8 @@ impl Session<'_> {
         format!("running {:?} in container {}", self.spec.command.first().map_or("", String::as_str), self.id)
     }
 
-    async fn add(&self, process: prost_types::Any, fifo: &Path) -> Result<(), Error> {
+    async fn add(&self, process: prost_types::Any, path: String) -> Result<(), Error> {
         let containerd = &self.shared.containerd;
-        let path = fifo.display().to_string();
         let request = containerd.request(ExecProcessRequest {
             container_id: self.id.to_string(),
             exec_id: self.exec_id.to_owned(),
@@ -128,9 +141,14 @@ impl Session<'_> {
 }
 
 /// The container's own process with another program: same user, environment, directory and confinement.
-async fn process(shared: &Shared, id: &ContainerId, spec: &ExecSpec) -> Result<prost_types::Any, Error> {
+async fn process(
+    shared: &Shared,
+    id: &ContainerId,
+    command: &[String],
+    terminal: bool,
+) -> Result<prost_types::Any, Error> {
     let doing = || format!("reading the specification of container {id}");
-    if spec.command.is_empty() {
+    if command.is_empty() {
         return Err(Error::Invalid { field: "exec.command".to_owned(), message: "is empty".to_owned() });
     }
     let record = record::get(shared, id).await?.ok_or_else(|| record::absent(id))?;
@@ -141,31 +159,16 @@ async fn process(shared: &Shared, id: &ContainerId, spec: &ExecSpec) -> Result<p
     let Some(fields) = process.as_object_mut() else {
         return Err(Error::Failed { doing: doing(), source: "it has no process".into() });
     };
-    fields.insert("args".to_owned(), spec.command.clone().into());
-    fields.insert("terminal".to_owned(), false.into());
+    fields.insert("args".to_owned(), command.into());
+    fields.insert("terminal".to_owned(), terminal.into());
     fields.remove("consoleSize");
+    if terminal && let Some(env) = fields.entry("env").or_insert_with(|| Vec::<String>::new().into()).as_array_mut() {
+        let has_term = env.iter().any(|entry| entry.as_str().is_some_and(|entry| entry.starts_with("TERM=")));
+        if !has_term {
+            env.push("TERM=xterm".into());
+        }
+    }
     json_any(PROCESS_TYPE, &process)
-}
-
-/// A named pipe in a directory of its own, removed on drop.
-struct Fifo {
-    path: PathBuf,
-}
-
-impl Fifo {
-    fn make(run_dir: &Path, exec_id: &str) -> std::io::Result<Self> {
-        let dir = run_dir.join("exec");
-        std::fs::create_dir_all(&dir)?;
-        let path = dir.join(exec_id);
-        rustix::fs::mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR)?;
-        Ok(Self { path })
-    }
-}
-
-impl Drop for Fifo {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
 }
 
 /// What comes out of the pipe.

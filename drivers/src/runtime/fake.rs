@@ -13,11 +13,13 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::{
-    Container, ContainerSpec, Error, ExecResult, ExecSpec, Exit, Runtime, RuntimeEvent, RuntimeInfo, Started,
-    TaskState, signal,
+    Container, ContainerSpec, Error, ExecResult, ExecSpec, Exit, Program, Runtime, RuntimeEvent, RuntimeInfo, Session,
+    Started, Streams, TaskState, signal,
 };
 use crate::cgroups::Limits;
 use crate::ids::ContainerId;
+
+mod streams;
 
 /// Length of a reader's queue, as short as is fair, so that tests meet its overflow.
 const QUEUE: usize = 64;
@@ -39,6 +41,8 @@ struct State {
     fail_start: Option<String>,
     unavailable: bool,
     orphans: Vec<String>,
+    /// Programs of execs that run.
+    programs: usize,
     calls: Vec<String>,
 }
 
@@ -48,6 +52,7 @@ struct Entry {
     created_at: SystemTime,
     state: TaskState,
     paused: bool,
+    console: streams::Console,
 }
 
 impl FakeRuntime {
@@ -218,8 +223,8 @@ impl Runtime for FakeRuntime {
     async fn create(&self, spec: &ContainerSpec) -> Result<(), Error> {
         let mut state = self.available()?;
         state.calls.push(format!("create {}", spec.id));
-        if spec.stdin {
-            let message = "keeping stdin open is not supported yet".to_owned();
+        if spec.stdin && !spec.tty {
+            let message = "input is only kept open together with a terminal (tty)".to_owned();
             return Err(Error::Invalid { field: "stdin".to_owned(), message });
         }
         if !state.images.is_empty() && !state.images.contains_key(&spec.image) {
@@ -230,8 +235,13 @@ impl Runtime for FakeRuntime {
         }
         let pid = 100_000 + state.next_pid;
         state.next_pid += 1;
-        let mut entry =
-            Entry { spec: spec.clone(), created_at: SystemTime::now(), state: TaskState::Absent, paused: false };
+        let mut entry = Entry {
+            spec: spec.clone(),
+            created_at: SystemTime::now(),
+            state: TaskState::Absent,
+            paused: false,
+            console: streams::Console::default(),
+        };
         let failure = state.fail_create.take();
         let unrunnable = spec.command.first().is_some_and(|program| program == "/nonexistent");
         if failure.is_none() && !unrunnable {
@@ -339,6 +349,14 @@ impl Runtime for FakeRuntime {
         let output = script.find("echo ").map(|at| script[at + 5..].split(';').next().unwrap_or_default().trim());
         let output = output.map(|text| format!("{text}\n").into_bytes()).unwrap_or_default();
         Ok(ExecResult { code: number_after(&script, "exit ").unwrap_or(0), output })
+    }
+
+    async fn open_exec(&self, id: &ContainerId, program: &Program) -> Result<Session, Error> {
+        self.start_program(id, program)
+    }
+
+    async fn attach(&self, id: &ContainerId, streams: Streams) -> Result<Session, Error> {
+        self.join(id, streams)
     }
 
     fn events(&self) -> mpsc::Receiver<RuntimeEvent> {

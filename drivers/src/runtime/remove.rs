@@ -12,7 +12,7 @@ use containerd_client::types::v1::Status as TaskStatus;
 
 use super::containerd::Shared;
 use super::record::{self, SPEC_TYPE, json_any};
-use super::{Error, list, signal};
+use super::{Error, list, signal, stdin};
 use crate::containerd::{absent_ok, is_already_exists, is_not_found};
 use crate::ids::ContainerId;
 
@@ -45,6 +45,7 @@ pub(super) async fn remove(shared: &Shared, id: &ContainerId) -> Result<(), Erro
 fn forget(shared: &Shared, id: &ContainerId) {
     shared.exits.forget(id);
     shared.known.forget(id);
+    stdin::remove(&shared.options.run_dir, id);
 }
 
 /// Puts a bare record in the place of one that somebody deleted while its task was there.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_client::services::v1::ListContainersRequest;
@@ -11,15 +12,18 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::containerd::Shared;
 use super::create::SNAPSHOT_LABEL;
 use super::exits::pidfd;
-use super::{Error, list, remove};
+use super::{Error, exec, list, remove, stdin};
 use crate::ids::ContainerId;
 
 /// How long an orphan shim may take to end by itself after SIGTERM.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// See [`super::Runtime::sweep`].
-pub(super) async fn sweep(shared: &Shared) -> Result<Vec<String>, Error> {
+pub(super) async fn sweep(owned: Arc<Shared>) -> Result<Vec<String>, Error> {
+    let shared = &*owned;
     let containerd = &shared.containerd;
+    // Before the records, so that the input of a container made meanwhile is not taken for one without.
+    let inputs = stdin::list(&shared.options.run_dir);
     let request = containerd.request(ListContainersRequest::default());
     let records = containerd.containers().list(request).await;
     let records = records.map_err(|status| containerd.error("listing containers", status))?.into_inner().containers;
@@ -34,6 +38,11 @@ pub(super) async fn sweep(shared: &Shared) -> Result<Vec<String>, Error> {
         remove::remove_snapshot(shared, &id).await?;
         freed.push(format!("snapshot {id}, which had no container record"));
     }
+    for id in inputs.into_iter().filter(|id| !records.contains(id.as_str())) {
+        stdin::remove(&shared.options.run_dir, &id);
+        freed.push(format!("input of container {id}, which had no record"));
+    }
+    freed.extend(exec::clear_leftovers(owned.clone()).await);
     freed.extend(end_orphan_shims(containerd.namespace()).await);
     Ok(freed)
 }

@@ -33,6 +33,7 @@ fn wish(name: &str) -> ContainerWish {
             working_dir: None,
             env: vec![],
             tty: false,
+            stdin: false,
             mounts: vec![],
             ulimits: vec![],
             security: Security::default(),
