@@ -319,6 +319,28 @@ async fn a_client_that_leaves_ends_the_input() {
     server.until_nobody_is_left().await;
 }
 
+/// Where so many files may be open.
+#[tokio::test]
+async fn sessions_are_limited() {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    if files.split_whitespace().nth(3).unwrap().parse::<u64>().is_ok_and(|files| files < 4096) {
+        return;
+    }
+    let server = Running::start().await;
+    let path = format!("{PODS}/web/exec?command=@terminal&stdin=1&stdout=1&tty=1");
+    let mut sockets = Vec::new();
+    for _ in 0..1024 {
+        sockets.push(websocket(&server, &path, "v5.channel.k8s.io").await);
+    }
+    assert_eq!(ask(&server, "GET", &path, &WEBSOCKET).await.status(), 429);
+    assert_eq!(ask(&server, "GET", PODS, &[]).await.status(), 200);
+    drop(sockets);
+    while ask(&server, "GET", &path, &WEBSOCKET).await.status() != 101 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_stops_ends_its_sessions() {
     let server = Running::start().await;

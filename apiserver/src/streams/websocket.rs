@@ -25,7 +25,7 @@ use super::channel::{Activity, CHUNK, Chunk, Gone, QUEUE};
 const MESSAGE: usize = 16 << 20;
 /// A word from us so often: it tells a vanished client from a silent one, and keeps those waiting that want to hear
 /// something while a program does not read its input.
-const BEAT: Duration = Duration::from_secs(20);
+const BEAT: Duration = Duration::from_secs(10);
 /// The channel that closes others.
 const CLOSE: u8 = 255;
 

@@ -23,7 +23,7 @@ const WINDOW: i64 = 64 * 1024;
 /// Consumed bytes are told to the client in portions of this.
 const PORTION: u32 = 32 * 1024;
 /// A word from us so often, which tells a vanished client from a silent one.
-const BEAT: Duration = Duration::from_secs(20);
+const BEAT: Duration = Duration::from_secs(10);
 /// What is on its way to the client when the connection is to end has so long to get there.
 const FAREWELL: Duration = Duration::from_secs(2);
 
