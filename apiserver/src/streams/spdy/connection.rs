@@ -82,8 +82,9 @@ struct Table {
     window: i64,
     /// What a new stream begins with.
     initial: i64,
-    /// The client has spoken of windows.
+    /// The client has spoken of windows, and of the common one.
     windows: bool,
+    common: bool,
     /// Bytes consumed on all streams that the client was not told of.
     consumed: u32,
 }
@@ -126,7 +127,7 @@ impl Shared {
     /// Takes up to `wanted` bytes from the windows: 0 if there is no room, an error if there is no stream.
     fn take(&self, id: u32, wanted: usize) -> Result<usize, Gone> {
         let mut table = self.table();
-        let (windows, common) = (table.windows, table.window);
+        let (windows, common) = (table.windows, if table.common { table.window } else { i64::MAX });
         let entry = table.streams.get_mut(&id).filter(|entry| !entry.finished).ok_or(Gone)?;
         let room = usize::try_from(entry.window.min(common)).unwrap_or(0);
         let taken = if windows { wanted.min(room) } else { wanted };
@@ -245,8 +246,15 @@ where
 {
     let (out, outgoing) = mpsc::channel(QUEUE);
     let (opened, streams) = mpsc::channel(QUEUE);
-    let table =
-        Table { streams: HashMap::new(), last: 0, window: WINDOW, initial: WINDOW, windows: false, consumed: 0 };
+    let table = Table {
+        streams: HashMap::new(),
+        last: 0,
+        window: WINDOW,
+        initial: WINDOW,
+        windows: false,
+        common: false,
+        consumed: 0,
+    };
     let shared = Arc::new(Shared { out, table: Mutex::new(table), changed: Notify::new() });
     let (from, to) = tokio::io::split(io);
     let handle = shared.clone();
@@ -333,6 +341,7 @@ where
             Frame::Window { id, delta } => {
                 let mut table = shared.table();
                 table.windows = true;
+                table.common |= id == 0;
                 let window = match id {
                     0 => Some(&mut table.window),
                     id => table.streams.get_mut(&id).map(|entry| &mut entry.window),
