@@ -19,6 +19,7 @@ mod logs;
 mod node_lists;
 mod output;
 mod power;
+mod progress;
 mod run;
 mod session;
 mod table;
@@ -105,7 +106,7 @@ enum Command {
     Start(power::PowerArgs),
     /// Replace all containers of workloads once
     Restart(power::PowerArgs),
-    /// Images on the nodes; remove those that nobody needs
+    /// Images on the nodes; get one, or remove those that nobody needs
     Images(images::ImagesArgs),
     /// Volumes, where they are and who uses them
     Volumes(node_lists::NodeListArgs),

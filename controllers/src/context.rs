@@ -27,6 +27,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::attempts::Attempts;
+use crate::image::archives::Archives;
+use crate::image::refresh::Refreshes;
 use crate::image_checks::ImageChecks;
 use crate::image_collector::Collector;
 use crate::metrics::Metrics;
@@ -95,6 +97,10 @@ pub struct Context {
     pub metrics: Metrics,
     /// Image transfers under way, shared by Images and Workloads.
     pub pulls: Pulls,
+    /// When Images are resolved anew.
+    pub refreshes: Refreshes,
+    /// Images that the drop-in directory holds.
+    pub archives: Archives,
     /// The containers of our namespace, kept current by events.
     pub containers: ContainerCache,
     /// This node's part of shared resources, on its way into NodeState.
@@ -144,6 +150,8 @@ impl Context {
             settings,
             metrics,
             pulls,
+            refreshes: Refreshes::default(),
+            archives: Archives::default(),
             containers,
             report,
             stores,

@@ -4,27 +4,35 @@
 //! unless something else on the node still names or uses it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
 use kube::runtime::events::EventType;
 use nodelet_crds::image::Image;
 use nodelet_crds::node_state::{ImagePhase, NodeImage};
 use nodelet_crds::{labels, reasons};
-use nodelet_drivers::images::{self, Progress};
+use nodelet_drivers::images::{self, Fetch, Image as DriverImage};
+use rand::Rng as _;
 
+use crate::backoff::Backoff;
 use crate::context::{Context, chain, set_finalizer};
 use crate::controller::{Outcome, Reconciler, object_key};
-use crate::credentials;
-use crate::node_state::{image_part, image_phase, image_ready};
-use crate::pulls::PullState;
+use crate::invalid::Invalid;
+use crate::node_state::{image_part, image_ready};
+use crate::pulls::{FailureKind, PullState, Unresolved};
+use crate::{credentials, image_signers};
 
+pub mod archives;
 mod desired;
 mod plan;
+pub mod progress;
+pub mod refresh;
 mod status;
 
 use desired::Desired;
-use plan::{Observed, Plan};
+use plan::{Observed, Plan, Refresh};
+use refresh::Schedule;
 
 /// The reconciler of Images.
 pub struct Images;
@@ -66,15 +74,15 @@ async fn pass(ctx: &Arc<Context>, object: &Image) -> Result<Outcome, Error> {
         return let_go(ctx, object).await;
     }
     set_finalizer(&ctx.client, object, labels::FINALIZER, true).await?;
-    let credentials = match credentials::for_image(&ctx.client, object).await? {
-        Ok(credentials) => credentials,
-        Err(missing) => {
-            let part = NodeImage { message: missing, phase: ImagePhase::Failed, ..image_part(object) };
-            publish(ctx, object, part, reasons::CONFIG_MISSING).await;
-            return Ok(Outcome::Settled);
-        }
-    };
-    let desired = match desired::validate(object, &ctx.settings.node_labels, credentials) {
+    let missing = |message| Invalid { reason: reasons::CONFIG_MISSING, message };
+    let credentials = credentials::for_image(&ctx.client, object).await?.map_err(missing);
+    let declared = image_signers::declared(ctx).await?;
+    let signers = image_signers::signers(ctx, &declared, &object.spec.reference).await?.map_err(missing);
+    let desired = credentials.and_then(|credentials| {
+        let here = &ctx.settings.node_labels;
+        signers.and_then(|signers| desired::validate(object, here, credentials, signers))
+    });
+    let desired = match desired {
         Ok(desired) => desired,
         Err(invalid) => {
             let part = NodeImage { message: invalid.message, phase: ImagePhase::Failed, ..image_part(object) };
@@ -82,89 +90,215 @@ async fn pass(ctx: &Arc<Context>, object: &Image) -> Result<Outcome, Error> {
             return Ok(Outcome::Settled);
         }
     };
-    let observed = observe(ctx, object, &desired).await?;
+    let (observed, schedule) = observe(ctx, object, &desired).await?;
     let plan = plan::plan(&desired, &observed);
     tracing::debug!(image = %object_key(object), ?plan, "plan");
-    apply(ctx, object, &desired, observed, plan).await
+    Pass { ctx, object, desired: &desired, observed, schedule }.apply(plan).await
 }
 
-async fn observe(ctx: &Context, object: &Image, desired: &Desired) -> Result<Observed, Error> {
-    let present = match &desired.fetch {
-        Some(fetch) => ctx.drivers.images.get(&fetch.reference).await.map_err(Error::Images)?,
-        None => None,
-    };
+async fn observe(ctx: &Context, object: &Image, desired: &Desired) -> Result<(Observed, Option<Schedule>), Error> {
     let seen = object.status.as_ref().and_then(|status| status.observed_generation);
-    Ok(Observed { present, edited: seen != object.metadata.generation })
+    let edited = seen != object.metadata.generation;
+    let Some(fetch) = &desired.fetch else {
+        return Ok((Observed { edited, ..Observed::default() }, None));
+    };
+    let present = ctx.drivers.images.get(&fetch.reference).await.map_err(Error::Images)?;
+    let schedule = schedule(ctx, object, fetch);
+    let refresh = schedule.as_ref().map_or(Refresh::None, |schedule| {
+        let now = Instant::now();
+        match (&schedule.digest, schedule.answered, &present) {
+            (Some(digest), Some(at), Some(image)) if image.digest != *digest => Refresh::Moved(now - at),
+            _ if schedule.due <= now => Refresh::Due,
+            _ => Refresh::In(schedule.due - now),
+        }
+    });
+    Ok((Observed { present, edited, refresh }, schedule))
 }
 
-async fn apply(
-    ctx: &Arc<Context>,
-    object: &Image,
-    desired: &Desired,
-    observed: Observed,
-    plan: Plan,
-) -> Result<Outcome, Error> {
-    let part = image_part(object);
-    match plan {
-        Plan::NotHere => {
-            ctx.report.forget_image(&object.namespace().unwrap_or_default(), &object.name_any());
-            status::write(ctx, object, None, reasons::NOT_SELECTED).await?;
-            Ok(Outcome::Settled)
+/// The schedule of `refreshSeconds`. What anybody's transfer found out counts as an answer.
+fn schedule(ctx: &Context, object: &Image, fetch: &Fetch) -> Option<Schedule> {
+    let uid = object.metadata.uid.as_deref().unwrap_or_default();
+    let random = rand::rng().random_range(0.0..1.0);
+    let schedule = ctx.refreshes.of(uid, object.spec.refresh_seconds, |interval| {
+        let known = ctx.report.image(&object.namespace().unwrap_or_default(), &object.name_any());
+        Schedule::begin(interval, known.and_then(|part| part.resolved_at), ctx.now(), Instant::now(), random)
+    })?;
+    match ctx.pulls.last(fetch) {
+        Some((image, at)) if schedule.answered.is_none_or(|answered| at > answered) => {
+            ctx.refreshes.change(uid, |schedule| schedule.answered(image.digest, at, ctx.now(), random))
         }
-        Plan::Keep(image) => {
-            publish(ctx, object, image_ready(part, &image), reasons::PULLED).await;
-            Ok(Outcome::Settled)
-        }
-        Plan::Missing(message) => {
-            let part = NodeImage { phase: ImagePhase::Failed, message, ..part };
-            publish(ctx, object, part, reasons::IMAGE_NEVER_PULL).await;
-            Ok(Outcome::Settled)
-        }
-        Plan::Fetch { fresh } => {
-            let Some(fetch) = &desired.fetch else { return Ok(Outcome::Settled) };
-            if observed.edited {
-                ctx.pulls.forget_failure(&fetch.reference);
-            }
-            Ok(follow(ctx, object, observed, ctx.pulls.request(fetch, fresh)).await)
-        }
+        _ => Some(schedule),
     }
 }
 
-/// Reports where the transfer stands and says when to look again.
-async fn follow(ctx: &Context, object: &Image, observed: Observed, state: PullState) -> Outcome {
-    let part = image_part(object);
-    match state {
-        PullState::Running(Progress { phase, bytes_done, bytes_total }) => {
-            let (done, total) = (Some(bytes_done), (bytes_total > 0).then_some(bytes_total));
-            let phase = image_phase(phase);
-            let part = NodeImage { phase, bytes_done: done, bytes_total: total, ..part };
-            publish(ctx, object, part, status::reason_of(phase)).await;
-            // Progress is worth a write a second; the end wakes us at once.
-            Outcome::Again(Duration::from_secs(1))
-        }
-        PullState::Done(image) => {
-            let note = format!("Image {} is on the node: {}", image.reference, image.digest);
-            if object.status.as_ref().and_then(|s| s.digest.as_deref()) != Some(&image.digest) {
-                ctx.event(object, EventType::Normal, reasons::PULLED, note).await;
+/// What the steps of one pass share.
+struct Pass<'a> {
+    ctx: &'a Arc<Context>,
+    object: &'a Image,
+    desired: &'a Desired,
+    observed: Observed,
+    schedule: Option<Schedule>,
+}
+
+impl Pass<'_> {
+    async fn apply(self, plan: Plan) -> Result<Outcome, Error> {
+        let Self { ctx, object, .. } = self;
+        let fetch = self.desired.fetch.as_ref();
+        match plan {
+            Plan::NotHere => {
+                ctx.report.forget_image(&object.namespace().unwrap_or_default(), &object.name_any());
+                status::write(ctx, object, None, reasons::NOT_SELECTED).await?;
+                Ok(Outcome::Settled)
             }
-            publish(ctx, object, image_ready(part, &image), reasons::PULLED).await;
-            Outcome::Settled
-        }
-        PullState::Failed { message, failures, retry_in, kind } => {
-            let message = format!("{message}; try {} in {} s", failures + 1, retry_in.as_secs() + 1);
-            ctx.event(object, EventType::Warning, kind.reason(), message.clone()).await;
-            match observed.present.filter(|_| plan::keeps_old(object)) {
-                Some(image) => {
-                    let part = NodeImage { message, ..image_ready(part, &image) };
-                    publish(ctx, object, part, reasons::PULLED).await;
-                }
-                None => {
-                    let part = NodeImage { phase: ImagePhase::Failed, message, ..part };
-                    publish(ctx, object, part, kind.reason()).await;
-                }
+            Plan::Keep(image, again) => {
+                self.arrived(&image).await;
+                self.keep(&image).await;
+                Ok(again.map_or(Outcome::Settled, Outcome::Again))
             }
-            Outcome::Again(retry_in)
+            Plan::Missing(message) => {
+                self.fail(reasons::IMAGE_NEVER_PULL, message).await;
+                Ok(Outcome::Settled)
+            }
+            Plan::Unsigned(message) => {
+                self.fail(reasons::VERIFICATION_FAILED, message).await;
+                Ok(Outcome::Settled)
+            }
+            Plan::Resolve(image) => match fetch.map(|fetch| (fetch, ctx.pulls.resolve(fetch))) {
+                None | Some((_, Poll::Pending)) => Ok(Outcome::Settled),
+                Some((fetch, Poll::Ready(answer))) => Ok(self.resolved(&image, fetch, answer).await),
+            },
+            Plan::Fetch { fresh } => {
+                let Some(fetch) = fetch else { return Ok(Outcome::Settled) };
+                if self.observed.edited {
+                    ctx.pulls.forget_failure(&fetch.reference);
+                }
+                Ok(self.follow(ctx.pulls.request(fetch, fresh)).await)
+            }
         }
+    }
+
+    /// The registry said, or failed to say, what the reference stands for now.
+    async fn resolved(mut self, present: &DriverImage, fetch: &Fetch, answer: Result<String, Unresolved>) -> Outcome {
+        let Self { ctx, object, .. } = self;
+        let uid = object.metadata.uid.as_deref().unwrap_or_default();
+        match answer {
+            Ok(digest) => {
+                let random = rand::rng().random_range(0.0..1.0);
+                let moved = digest != present.digest;
+                tracing::debug!(reference = %fetch.reference, %digest, moved, "resolved anew");
+                self.schedule = ctx.refreshes.change(uid, |schedule| {
+                    schedule.answered(digest, Instant::now(), ctx.now(), random);
+                });
+                if moved {
+                    return self.follow(ctx.pulls.request(fetch, Duration::ZERO)).await;
+                }
+                self.keep(present).await;
+                let due = self.schedule.as_ref().map(|schedule| schedule.due);
+                Outcome::Again(due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now())))
+            }
+            Err(Unresolved { message, kind, retry_after }) => {
+                let failures = self.schedule.as_ref().map_or(0, |schedule| schedule.failures) + 1;
+                let retry_in = Backoff::RETRY.jittered(failures).max(retry_after.unwrap_or_default());
+                let message = format!("resolving {} anew: {message}", fetch.reference);
+                ctx.event(object, EventType::Warning, kind.reason(), message.clone()).await;
+                let reason = kind.reason();
+                self.schedule = ctx.refreshes.change(uid, |schedule| {
+                    schedule.failed(reason, message, retry_in, Instant::now());
+                });
+                self.keep(present).await;
+                Outcome::Again(retry_in)
+            }
+        }
+    }
+
+    /// Reports where the transfer stands and says when to look again.
+    async fn follow(self, state: PullState) -> Outcome {
+        let Self { ctx, object, .. } = self;
+        // What is there and still wanted goes on to serve.
+        let old = self.observed.present.clone().filter(|image| {
+            let wanted = self.desired.fetch.as_ref().is_some_and(|fetch| image.is_signed_by(&fetch.signers));
+            wanted && !self.observed.edited
+        });
+        match state {
+            PullState::Running(transfer) => {
+                if transfer.started {
+                    let note = format!("Pulling {}", object.spec.reference);
+                    ctx.event(object, EventType::Normal, reasons::PULLING, note).await;
+                }
+                match old {
+                    Some(image) => self.keep(&image).await,
+                    None => {
+                        let part = progress::moving(self.part(), &transfer);
+                        let reason = status::reason_of(part.phase);
+                        publish(ctx, object, part, reason).await;
+                    }
+                }
+                // Its phases and its end wake us; the bytes in between are told by `progress`.
+                Outcome::Settled
+            }
+            PullState::Done(image) => {
+                self.arrived(&image).await;
+                publish(ctx, object, image_ready(self.part(), &image), reasons::PULLED).await;
+                let due = self.schedule.as_ref().map(|schedule| schedule.due);
+                due.map_or(Outcome::Settled, |due| Outcome::Again(due.saturating_duration_since(Instant::now())))
+            }
+            PullState::Failed { message, failures, retry_in, kind } => {
+                let next = format!("{message}; try {}", failures + 1);
+                ctx.event(object, EventType::Warning, kind.reason(), next.clone()).await;
+                let message = format!("{next} in {} s", retry_in.as_secs() + 1);
+                // Nobody may overlook that somebody pushed what nobody signed.
+                let serves = plan::keeps_old(self.desired.policy) && kind != FailureKind::Unsigned;
+                match self.observed.present.as_ref().filter(|_| serves && old.is_some()) {
+                    Some(image) => {
+                        let part = NodeImage { message, ..image_ready(self.part(), image) };
+                        publish(ctx, object, part, reasons::PULLED).await;
+                    }
+                    None => self.fail(kind.reason(), message).await,
+                }
+                Outcome::Again(retry_in)
+            }
+        }
+    }
+
+    /// Tells of an image that was not there when the status was last written.
+    async fn arrived(&self, image: &DriverImage) {
+        let Self { ctx, object, .. } = self;
+        if object.status.as_ref().and_then(|status| status.digest.as_deref()) == Some(&image.digest) {
+            return;
+        }
+        let last = self.desired.fetch.as_ref().and_then(|fetch| ctx.pulls.took(fetch));
+        let took = last.map_or_else(String::new, |took| format!(" after {:.1} s", took.as_secs_f64()));
+        let size = crate::image_collector::size(image.size);
+        let note = format!("Image {} is on the node{took}: {}, {size}", image.reference, image.digest);
+        ctx.event(self.object, EventType::Normal, reasons::PULLED, note).await;
+    }
+
+    /// Reports an image that is there, with what is wrong about its refreshing.
+    async fn keep(&self, image: &DriverImage) {
+        let part = image_ready(self.part(), image);
+        let problem = self.schedule.as_ref().and_then(|schedule| schedule.problem.clone());
+        let (part, reason) = match problem {
+            None => (part, reasons::PULLED),
+            Some((_, message)) if plan::keeps_old(self.desired.policy) => {
+                (NodeImage { message, ..part }, reasons::PULLED)
+            }
+            Some((reason, message)) => (NodeImage { message, phase: ImagePhase::Failed, ..part }, reason),
+        };
+        publish(self.ctx, self.object, part, reason).await;
+    }
+
+    /// Reports a failure, beside what is there nevertheless.
+    async fn fail(&self, reason: &'static str, message: String) {
+        let part = match &self.observed.present {
+            Some(image) => image_ready(self.part(), image),
+            None => self.part(),
+        };
+        publish(self.ctx, self.object, NodeImage { phase: ImagePhase::Failed, message, ..part }, reason).await;
+    }
+
+    fn part(&self) -> NodeImage {
+        let resolved_at = self.schedule.as_ref().and_then(|schedule| schedule.resolved_at.clone());
+        NodeImage { resolved_at, ..image_part(self.object) }
     }
 }
 
@@ -195,6 +329,7 @@ async fn let_go(ctx: &Arc<Context>, object: &Image) -> Result<Outcome, Error> {
         }
     }
     ctx.report.forget_image(&object.namespace().unwrap_or_default(), &object.name_any());
+    ctx.refreshes.forget(object.metadata.uid.as_deref().unwrap_or_default());
     set_finalizer(&ctx.client, object, labels::FINALIZER, false).await?;
     Ok(Outcome::Settled)
 }

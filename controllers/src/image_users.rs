@@ -18,7 +18,7 @@ pub enum Users {
     Staying,
 }
 
-/// Looks at the Workloads, the other Images and the containers.
+/// Looks at the Workloads, the other Images, the drop-in directory and the containers.
 pub fn users(ctx: &Context, object: &Image) -> Users {
     let Ok(reference) = normalize(&object.spec.reference) else { return Users::None };
     let same = |other: &str| normalize(other).is_ok_and(|other| other == reference);
@@ -28,6 +28,9 @@ pub fn users(ctx: &Context, object: &Image) -> Users {
             && same(&other.spec.reference)
     });
     if other_image {
+        return Users::Staying;
+    }
+    if ctx.archives.holds(&reference) {
         return Users::Staying;
     }
     let mut users = Users::None;

@@ -14,6 +14,7 @@ mod defaults;
 mod image;
 mod image_checks;
 pub mod image_collector;
+mod image_signers;
 mod image_users;
 mod invalid;
 pub mod metrics;

@@ -1,7 +1,7 @@
 //! The reconcilers' metrics, in Prometheus' naming conventions.
 
 use prometheus::{
-    Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 /// Handles of all metrics; cheap to clone.
@@ -14,6 +14,7 @@ pub struct Metrics {
     pub workloads: IntGaugeVec,
     pub containers_running: IntGauge,
     pub repairs: IntCounterVec,
+    pub archives: GaugeVec,
     pub images_collected: IntCounter,
     pub images_collected_bytes: IntCounter,
     pub images_disk_used_ratio: Gauge,
@@ -42,6 +43,10 @@ impl Metrics {
                 Opts::new("nodelet_repairs_total", "Things put back that somebody else had removed or changed."),
                 &["what"],
             )?,
+            archives: GaugeVec::new(
+                Opts::new("nodelet_archives", "Archives of the drop-in directory: imported, or failed."),
+                &["state"],
+            )?,
             images_collected: IntCounter::new(
                 "nodelet_images_collected_total",
                 "Images removed because nobody needed them.",
@@ -61,6 +66,7 @@ impl Metrics {
         registry.register(Box::new(metrics.workloads.clone()))?;
         registry.register(Box::new(metrics.containers_running.clone()))?;
         registry.register(Box::new(metrics.repairs.clone()))?;
+        registry.register(Box::new(metrics.archives.clone()))?;
         registry.register(Box::new(metrics.images_collected.clone()))?;
         registry.register(Box::new(metrics.images_collected_bytes.clone()))?;
         registry.register(Box::new(metrics.images_disk_used_ratio.clone()))?;

@@ -13,7 +13,7 @@ use kube::{Api, ResourceExt};
 use nodelet_crds::common::{Condition, condition_type, now, set_condition};
 use nodelet_crds::image::Image as ImageObject;
 use nodelet_crds::node_state::{
-    ImagePhase, NodeImage, NodeNetwork, NodeResourceLimit, NodeState, NodeStateSpec, NodeStateStatus,
+    ImagePhase, NodeImage, NodeNetwork, NodeResourceLimit, NodeState, NodeStateSpec, NodeStateStatus, NodeTransfer,
 };
 use nodelet_crds::reasons;
 use nodelet_drivers::images::{Image, Phase};
@@ -45,6 +45,7 @@ struct Parts {
     networks: BTreeMap<Key, NodeNetwork>,
     resource_limits: BTreeMap<Key, NodeResourceLimit>,
     conditions: BTreeMap<&'static str, (bool, &'static str, String)>,
+    transfers: Vec<NodeTransfer>,
 }
 
 impl NodeReport {
@@ -61,6 +62,27 @@ impl NodeReport {
     /// Reports an Image's part.
     pub fn set_image(&self, part: NodeImage) {
         self.change(|parts| parts.images.insert((part.namespace.clone(), part.name.clone()), part));
+    }
+
+    /// An Image's part as last reported, by this run or an earlier one.
+    pub fn image(&self, namespace: &str, name: &str) -> Option<NodeImage> {
+        self.lock().images.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// Replaces the parts that `update` answers for.
+    pub fn update_images(&self, update: impl Fn(&NodeImage) -> Option<NodeImage>) {
+        self.change(|parts| {
+            for part in parts.images.values_mut() {
+                if let Some(new) = update(part) {
+                    *part = new;
+                }
+            }
+        });
+    }
+
+    /// Reports what is on its way to the node.
+    pub fn set_transfers(&self, transfers: Vec<NodeTransfer>) {
+        self.change(|parts| parts.transfers = transfers);
     }
 
     /// An Image is gone, or not for this node.
@@ -128,6 +150,8 @@ pub fn image_ready(part: NodeImage, image: &Image) -> NodeImage {
         phase: ImagePhase::Ready,
         bytes_done: None,
         bytes_total: None,
+        bytes_per_second: None,
+        seconds_left: None,
         ..part
     }
 }
@@ -192,6 +216,7 @@ async fn write(ctx: &Context) -> Result<(), kube::Error> {
     let mut status = object.status.clone().unwrap_or_default();
     crate::node_facts::fill(ctx, &mut status).await;
     status.images = parts.images.into_values().collect();
+    status.transfers = parts.transfers;
     status.networks = parts.networks.into_values().collect();
     status.resource_limits = parts.resource_limits.into_values().collect();
     for (type_, (holds, reason, message)) in parts.conditions {

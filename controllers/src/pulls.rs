@@ -2,13 +2,13 @@
 //!
 //! A reconcile never waits for a transfer: it asks for the state, and is woken when that changes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nodelet_crds::reasons;
-use nodelet_drivers::images::{Error, Fetch, Image, Images, OnProgress, Progress, Source, normalize};
-use tokio::sync::broadcast;
+use nodelet_drivers::images::{Error, Fetch, Image, Images, OnProgress, Phase, Progress, Signer, Source, normalize};
+use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -16,13 +16,23 @@ use crate::backoff::Backoff;
 use crate::context::chain;
 use crate::image_collector::Collector;
 
+mod resolve;
 mod room;
+mod speed;
+
+use resolve::Resolves;
+pub use resolve::Unresolved;
+use speed::Speed;
+pub use speed::Transfer;
+
+/// Somebody who can do with what is there waits so long for a registry to say what a tag stands for.
+pub const RESOLVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is known of a wish.
 #[derive(Debug, Clone)]
 pub enum PullState {
     /// Under way.
-    Running(Progress),
+    Running(Transfer),
     /// Done; the image is on the node.
     Done(Image),
     /// Failed; tried again by itself after `retry_in`.
@@ -41,8 +51,12 @@ pub enum PullState {
 /// Why a pull failed, coarsely.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// Trying again cannot help: the reference or the archive is wrong.
-    Invalid,
+    /// The archive is missing or is none.
+    Archive,
+    /// There is no variant for the platform.
+    Platform,
+    /// A required signature is missing or wrong.
+    Unsigned,
     /// The disk is too full for it, also without the images that nobody needs.
     NoRoom,
     /// Everything else.
@@ -54,11 +68,24 @@ struct Key {
     reference: String,
     source: Source,
     platform: Option<String>,
+    /// A transfer that did not ask for signatures says nothing to somebody who does.
+    signers: Vec<Signer>,
+}
+
+impl Key {
+    fn of(fetch: &Fetch) -> Self {
+        Self {
+            reference: normalize(&fetch.reference).unwrap_or_else(|_| fetch.reference.clone()),
+            source: fetch.source.clone(),
+            platform: fetch.platform.clone(),
+            signers: fetch.signers.clone(),
+        }
+    }
 }
 
 enum Entry {
-    Running { progress: Progress, latest: Fetch },
-    Done { image: Image, at: Instant },
+    Running { progress: Progress, latest: Fetch, since: Instant, speed: Speed },
+    Done { image: Image, at: Instant, took: Duration },
     Failed { message: String, kind: FailureKind, failures: u32, next: Instant },
 }
 
@@ -72,6 +99,8 @@ struct Shared {
     images: Arc<dyn Images>,
     collector: Collector,
     entries: Mutex<HashMap<Key, Entry>>,
+    resolves: Resolves,
+    progressed: Notify,
     changed: broadcast::Sender<String>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -86,6 +115,8 @@ impl Pulls {
                 images,
                 collector,
                 entries: Mutex::default(),
+                resolves: Resolves::default(),
+                progressed: Notify::new(),
                 changed,
                 tasks: TaskTracker::new(),
                 stop,
@@ -93,7 +124,7 @@ impl Pulls {
         }
     }
 
-    /// References (as given in the wish) whose state changed. A receiver that lags must look at everything.
+    /// Normalised references whose state changed. A receiver that lags must look at everything.
     pub fn changes(&self) -> broadcast::Receiver<String> {
         self.shared.changed.subscribe()
     }
@@ -101,16 +132,15 @@ impl Pulls {
     /// Starts the transfer unless it is under way, was done within `fresh`, or waits after a failure; and says how
     /// it stands. Asking again is free.
     pub fn request(&self, fetch: &Fetch, fresh: Duration) -> PullState {
-        let key =
-            Key { reference: fetch.reference.clone(), source: fetch.source.clone(), platform: fetch.platform.clone() };
+        let key = Key::of(fetch);
         let mut entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let failures = match entries.get_mut(&key) {
-            Some(Entry::Running { progress, latest }) => {
+            Some(Entry::Running { progress, latest, since, speed }) => {
                 latest.clone_from(fetch);
-                return PullState::Running(progress.clone());
+                return PullState::Running(transfer_of(progress, *since, speed));
             }
-            Some(Entry::Done { image, at }) if now.duration_since(*at) <= fresh => {
+            Some(Entry::Done { image, at, .. }) if now.duration_since(*at) <= fresh => {
                 return PullState::Done(image.clone());
             }
             Some(Entry::Failed { message, kind, failures, next }) if *next > now => {
@@ -124,32 +154,82 @@ impl Pulls {
             Some(Entry::Failed { failures, .. }) => *failures,
             Some(Entry::Done { .. }) | None => 0,
         };
-        entries.insert(key.clone(), Entry::Running { progress: Progress::default(), latest: fetch.clone() });
+        let (progress, latest) = (Progress::default(), fetch.clone());
+        entries.insert(key.clone(), Entry::Running { progress, latest, since: now, speed: Speed::new(now) });
         drop(entries);
         self.shared.tasks.spawn(self.clone().transfer(key, fetch.clone(), failures));
-        PullState::Running(Progress::default())
+        PullState::Running(Transfer { started: true, ..Transfer::default() })
     }
 
     /// Forgets a failure, so that the next request tries at once: the object was edited.
     pub fn forget_failure(&self, reference: &str) {
+        let Ok(edited) = normalize(reference) else { return };
         let mut entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.retain(|key, entry| key.reference != reference || !matches!(entry, Entry::Failed { .. }));
+        entries.retain(|key, entry| key.reference != edited || !matches!(entry, Entry::Failed { .. }));
     }
 
-    /// References (as given in the wish) that are being transferred.
+    /// Normalised references that are being transferred.
     pub fn running(&self) -> Vec<String> {
         let entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let running = entries.iter().filter(|(_, entry)| matches!(entry, Entry::Running { .. }));
         running.map(|(key, _)| key.reference.clone()).collect()
     }
 
+    /// Waits for the transfer to end, whoever started it; a failure is not waited out.
+    pub async fn complete(&self, fetch: &Fetch) -> Result<Image, (String, FailureKind)> {
+        let mut changes = self.changes();
+        let begun = Instant::now();
+        self.forget_failure(&fetch.reference);
+        loop {
+            match self.request(fetch, begun.elapsed()) {
+                PullState::Done(image) => return Ok(image),
+                PullState::Failed { message, kind, .. } => return Err((message, kind)),
+                // Missed changes are made up for by asking.
+                PullState::Running(_) => drop(changes.recv().await),
+            }
+        }
+    }
+
+    /// What the last transfer brought, and when it ended; none while another is under way or failed since.
+    pub fn last(&self, fetch: &Fetch) -> Option<(Image, Instant)> {
+        let entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        match entries.get(&Key::of(fetch))? {
+            Entry::Done { image, at, .. } => Some((image.clone(), *at)),
+            Entry::Running { .. } | Entry::Failed { .. } => None,
+        }
+    }
+
+    /// How long the last transfer took.
+    pub fn took(&self, fetch: &Fetch) -> Option<Duration> {
+        let entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        match entries.get(&Key::of(fetch))? {
+            Entry::Done { took, .. } => Some(*took),
+            Entry::Running { .. } | Entry::Failed { .. } => None,
+        }
+    }
+
+    /// Everything under way, by reference.
+    pub fn transfers(&self) -> BTreeMap<String, Transfer> {
+        let entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = entries.iter().filter_map(|(key, entry)| match entry {
+            Entry::Running { progress, since, speed, .. } => {
+                Some((key.reference.clone(), transfer_of(progress, *since, speed)))
+            }
+            Entry::Done { .. } | Entry::Failed { .. } => None,
+        });
+        running.collect()
+    }
+
+    /// Returns when a transfer has begun, moved on or ended since the last call.
+    pub async fn progressed(&self) {
+        self.shared.progressed.notified().await;
+    }
+
     /// Forgets everything about a reference, however written: its image was removed.
     pub fn forget(&self, reference: &str) {
         let Ok(gone) = normalize(reference) else { return };
         let mut entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.retain(|key, entry| {
-            matches!(entry, Entry::Running { .. }) || normalize(&key.reference).is_ok_and(|other| other != gone)
-        });
+        entries.retain(|key, entry| matches!(entry, Entry::Running { .. }) || key.reference != gone);
     }
 
     /// Runs `work`, which may take as long as a transfer, until it ends or the agent stops.
@@ -166,13 +246,26 @@ impl Pulls {
 
     /// Wakes whoever waits for the image of `reference`.
     pub(crate) fn tell(&self, reference: &str) {
-        let _ = self.shared.changed.send(reference.to_owned());
+        let _ = self.shared.changed.send(normalize(reference).unwrap_or_else(|_| reference.to_owned()));
     }
 
     /// Waits until every transfer has ended or been cut by the stop token.
     pub async fn drain(&self) {
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+    }
+
+    /// Wakes those who would rather go on with what is there than wait for a registry that does not answer; never ends.
+    async fn lose_patience(&self, key: &Key) {
+        tokio::time::sleep(RESOLVE_PATIENCE).await;
+        let still = {
+            let entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
+            matches!(entries.get(key), Some(Entry::Running { progress, .. }) if progress.phase == Phase::Resolving)
+        };
+        if still {
+            let _ = self.shared.changed.send(key.reference.clone());
+        }
+        std::future::pending::<()>().await;
     }
 
     async fn fetch(&self, fetch: &Fetch, on_progress: OnProgress) -> Result<Image, Failure> {
@@ -187,10 +280,12 @@ impl Pulls {
             let (shared, key) = (self.shared.clone(), key.clone());
             Arc::new(move |new: Progress| {
                 let mut entries = shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(Entry::Running { progress, .. }) = entries.get_mut(&key) else { return };
+                let Some(Entry::Running { progress, speed, .. }) = entries.get_mut(&key) else { return };
                 let phase_changed = progress.phase != new.phase;
+                speed.update(&new, Instant::now());
                 *progress = new;
                 drop(entries);
+                shared.progressed.notify_one();
                 if phase_changed {
                     // Nobody listening is fine.
                     let _ = shared.changed.send(key.reference.clone());
@@ -200,16 +295,17 @@ impl Pulls {
         let result = tokio::select! {
             // Cancel-safe: the driver keeps what was transferred and continues there next time.
             result = self.fetch(&fetch, on_progress) => result,
+            () = self.lose_patience(&key) => return,
             () = self.shared.stop.cancelled() => return,
         };
         let entry = match result {
             Ok(image) => {
                 tracing::info!(reference = %fetch.reference, digest = %image.digest, took = ?started.elapsed(), "image ready");
-                Entry::Done { image, at: Instant::now() }
+                Entry::Done { image, at: Instant::now(), took: started.elapsed() }
             }
             Err(error) => {
                 let failures = failures.saturating_add(1);
-                let delay = Backoff::RETRY.jittered(failures);
+                let delay = Backoff::RETRY.jittered(failures).max(error.retry_after().unwrap_or_default());
                 let message = chain(&error);
                 tracing::warn!(reference = %fetch.reference, failures, retry_in = ?delay, "pulling image failed: {message}");
                 Entry::Failed { message, kind: kind_of(&error), failures, next: Instant::now() + delay }
@@ -220,6 +316,7 @@ impl Pulls {
             _ => None,
         };
         self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), entry);
+        self.shared.progressed.notify_one();
         let _ = self.shared.changed.send(key.reference.clone());
         if let Some(next) = retry {
             // Wakes those who still want it when it may be tried again.
@@ -233,11 +330,19 @@ impl Pulls {
     }
 }
 
+fn transfer_of(progress: &Progress, since: Instant, speed: &Speed) -> Transfer {
+    let (bytes_per_second, seconds_left) = speed.estimate(progress);
+    let progress = progress.clone();
+    Transfer { progress, bytes_per_second, seconds_left, running: since.elapsed(), started: false }
+}
+
 impl FailureKind {
     /// The reason constant for conditions and Events.
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Invalid => reasons::ARCHIVE_FAILED,
+            Self::Archive => reasons::ARCHIVE_FAILED,
+            Self::Platform => reasons::PLATFORM_MISMATCH,
+            Self::Unsigned => reasons::VERIFICATION_FAILED,
             Self::NoRoom => reasons::INSUFFICIENT_STORAGE,
             Self::Transfer => reasons::PULL_FAILED,
         }
@@ -253,19 +358,28 @@ enum Failure {
     Images(#[from] Error),
 }
 
+impl Failure {
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::NoRoom(_) => None,
+            Self::Images(error) => error.retry_after(),
+        }
+    }
+}
+
 fn kind_of(failure: &Failure) -> FailureKind {
     let error = match failure {
         Failure::NoRoom(_) => return FailureKind::NoRoom,
         Failure::Images(error) => error,
     };
     match error {
+        Error::Platform { .. } => FailureKind::Platform,
+        Error::Unsigned { .. } => FailureKind::Unsigned,
+        Error::Archive { .. } => FailureKind::Archive,
         Error::InvalidReference { .. }
-        | Error::Archive { .. }
-        | Error::Platform { .. }
         | Error::Unusable { .. }
         | Error::Refused { .. }
-        | Error::Unsigned { .. } => FailureKind::Invalid,
-        Error::NotFound { .. }
+        | Error::NotFound { .. }
         | Error::Unauthorized { .. }
         | Error::Busy { .. }
         | Error::Unreachable { .. }

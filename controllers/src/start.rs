@@ -18,6 +18,7 @@ use nodelet_crds::reasons;
 use nodelet_crds::resource_limit::ResourceLimit;
 use nodelet_crds::volume::Volume;
 use nodelet_crds::workload::Workload;
+use nodelet_drivers::images::normalize;
 use nodelet_drivers::runtime::{Runtime, RuntimeEvent, TaskState};
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -92,6 +93,7 @@ pub async fn run(
 
     let workloads = {
         let (c1, c2, c3, c4, c5, c6) = (ctx.clone(), ctx.clone(), ctx.clone(), ctx.clone(), ctx.clone(), ctx.clone());
+        let c7 = ctx.clone();
         workloads
             .watches(Api::<ConfigMap>::all(all(&client)), every(), move |o| refs::users_of_config_map(&c1, &o))
             .watches(Api::<Secret>::all(all(&client)), every(), move |o| refs::users_of_secret(&c2, &o))
@@ -99,6 +101,7 @@ pub async fn run(
             .watches(Api::<Network>::all(all(&client)), every(), move |o| refs::users_of_network(&c4, &o))
             .watches(Api::<ResourceLimit>::all(all(&client)), every(), move |o| refs::users_of_limit(&c5, &o))
             .watches(Api::<Workload>::all(all(&client)), every(), move |o| refs::dependents_of(&c6, &o))
+            .watches(Api::<Image>::all(all(&client)), every(), move |o| refs::held_by_image(&c7, &o))
             .reconcile_on(ReceiverStream::new(woken_workloads))
             .reconcile_on(pulled(&ctx, |ctx, reference| {
                 let state = ctx.stores.workloads.state();
@@ -124,7 +127,7 @@ pub async fn run(
                 let state = ctx.stores.images.state();
                 state
                     .iter()
-                    .filter(|i| reference.is_none_or(|r| i.spec.reference == r))
+                    .filter(|i| reference.is_none_or(|r| normalize(&i.spec.reference).is_ok_and(|other| other == r)))
                     .map(|i| ObjectRef::from_obj(&**i))
                     .collect()
             }))
@@ -148,6 +151,8 @@ pub async fn run(
         controller::run::<volume::Volumes>(volumes, ctx.clone(), shutdown.clone()),
         controller::run::<resource_limit::ResourceLimits>(limits, ctx.clone(), shutdown.clone()),
         node_state::run(ctx.clone(), shutdown.clone()),
+        image::progress::run(ctx.clone(), shutdown.clone()),
+        image::archives::run(ctx.clone(), shutdown.clone()),
         follow_runtime(ctx.clone(), runtime_events, wake_workload.clone(), shutdown.clone()),
         network::events::run(ctx.clone(), wake_network, wake_workload, shutdown.clone()),
         workload::orphans::run(ctx.clone(), shutdown.clone()),
@@ -198,7 +203,8 @@ async fn follow_runtime(
         };
         match event {
             None => return,
-            Some(RuntimeEvent::Image { .. }) => {}
+            // Whoever made, moved or removed it.
+            Some(RuntimeEvent::Image { name }) => ctx.pulls.tell(&name),
             Some(RuntimeEvent::Lost { reason }) => runtime_answers(&ctx, Err(reason)),
             Some(RuntimeEvent::Container { id, topic }) => match ctx.containers.refresh(&id).await {
                 Ok(Some(uid)) => {

@@ -4,11 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Node};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::wait::{Condition, await_condition};
 use kube::{Api, Client, ResourceExt};
@@ -39,13 +40,20 @@ use tokio_util::sync::CancellationToken;
 /// Images that are there as soon as somebody fetches them, except those named `missing`.
 struct InstantImages {
     runtime: Arc<FakeRuntime>,
-    present: Mutex<BTreeSet<String>>,
+    present: Mutex<BTreeMap<String, Image>>,
+    /// How often something new was pushed, by reference.
+    pushes: Mutex<BTreeMap<String, u64>>,
     fetches: Mutex<Vec<Fetch>>,
 }
 
 impl InstantImages {
-    fn image(reference: String) -> Image {
-        let digest = format!("sha256:{:064x}", reference.len());
+    fn push(&self, reference: &str) {
+        *self.pushes.lock().unwrap().entry(normalize(reference).unwrap()).or_default() += 1;
+    }
+
+    fn image(&self, reference: String) -> Image {
+        let pushes = self.pushes.lock().unwrap().get(&reference).copied().unwrap_or_default();
+        let digest = format!("sha256:{:064x}", reference.len() as u64 + 1000 * pushes);
         Image { reference, digest: digest.clone(), config_digest: digest, size: 1, signed_by: Vec::new() }
     }
 }
@@ -54,11 +62,11 @@ impl InstantImages {
 impl Images for InstantImages {
     async fn get(&self, reference: &str) -> Result<Option<Image>, Error> {
         let name = normalize(reference)?;
-        Ok(self.present.lock().unwrap().contains(&name).then(|| Self::image(name)))
+        Ok(self.present.lock().unwrap().get(&name).cloned())
     }
 
     async fn list(&self) -> Result<Vec<Image>, Error> {
-        Ok(self.present.lock().unwrap().iter().cloned().map(Self::image).collect())
+        Ok(self.present.lock().unwrap().values().cloned().collect())
     }
 
     async fn list_fetched(&self) -> Result<Vec<Fetched>, Error> {
@@ -76,13 +84,34 @@ impl Images for InstantImages {
         if name.contains("missing") {
             return Err(Error::NotFound { reference: name });
         }
+        let mut image = self.image(name.clone());
+        if let Some(signer) = fetch.signers.first().filter(|_| name.contains("unsigned")) {
+            return Err(Error::Unsigned {
+                reference: name,
+                digest: image.digest,
+                signer: Box::new(signer.clone()),
+                source: Arc::new(std::io::Error::other("no signature was found")),
+            });
+        }
+        image.signed_by = fetch.signers.iter().map(|signer| signer.fingerprint().to_owned()).collect();
         self.runtime.add_image(&name, None);
-        self.present.lock().unwrap().insert(name.clone());
-        Ok(Self::image(name))
+        self.present.lock().unwrap().insert(name, image.clone());
+        Ok(image)
+    }
+
+    async fn names(&self, archive: &Path) -> Result<Vec<String>, Error> {
+        let text = std::fs::read_to_string(archive).unwrap_or_default();
+        match text.strip_prefix("archive of ") {
+            Some(name) => Ok(vec![normalize(name.trim())?]),
+            None => {
+                let source = Arc::new(std::io::Error::other("it is no archive"));
+                Err(Error::Archive { path: archive.to_owned(), source })
+            }
+        }
     }
 
     async fn resolve(&self, fetch: &Fetch) -> Result<String, Error> {
-        Ok(Self::image(normalize(&fetch.reference)?).digest)
+        Ok(self.image(normalize(&fetch.reference)?).digest)
     }
 
     async fn remove(&self, reference: &str) -> Result<(), Error> {
@@ -130,8 +159,12 @@ impl TestNode {
         let options = nodelet_apiserver::Options { store: directory.path().join("store.db"), ..Default::default() };
         let server = Server::open(options, nodelet_crds::crds()).unwrap();
         let runtime = Arc::new(FakeRuntime::new());
-        let images =
-            Arc::new(InstantImages { runtime: runtime.clone(), present: Mutex::default(), fetches: Mutex::default() });
+        let images = Arc::new(InstantImages {
+            runtime: runtime.clone(),
+            present: Mutex::default(),
+            pushes: Mutex::default(),
+            fetches: Mutex::default(),
+        });
         let networks = Arc::new(FakeNetworks::new());
         let sandboxes = Arc::new(FakeSandboxes::new(directory.path().join("run")));
         let drivers = Drivers {
@@ -195,6 +228,7 @@ impl TestNode {
             "Image" => drop(self.api::<ImageObject>().patch(name, &params, &patch).await.unwrap()),
             "ResourceLimit" => drop(self.api::<ResourceLimit>().patch(name, &params, &patch).await.unwrap()),
             "ConfigMap" => drop(self.api::<ConfigMap>().patch(name, &params, &patch).await.unwrap()),
+            "Secret" => drop(self.api::<Secret>().patch(name, &params, &patch).await.unwrap()),
             other => panic!("{other}"),
         }
     }
@@ -223,6 +257,13 @@ impl TestNode {
                 panic!("{name} never became {what}: {now:#?}\ncalls: {:#?}", self.runtime.calls());
             }
         }
+    }
+
+    /// Waits until NodeState is as wanted.
+    async fn until_node(&self, wanted: impl Condition<NodeState>) -> NodeState {
+        let api: Api<NodeState> = Api::all(self.client.clone());
+        let wait = tokio::time::timeout(Duration::from_secs(30), await_condition(api, "edge", wanted));
+        wait.await.expect("in time").unwrap().unwrap()
     }
 
     async fn ready(&self, name: &str) -> Workload {
@@ -519,4 +560,145 @@ async fn only_images_that_nobody_needs_are_collected() {
     node.ready("old").await;
     node.stop_agent().await;
     assert!(node.collector.prune(true).await.is_err(), "nobody collects any more");
+}
+
+/// Which image the workload's container runs, as its status says.
+fn image_id(workload: &Workload) -> String {
+    workload.status.as_ref().unwrap().container_statuses[0].image_id.clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refreshed_tag_moves_the_workloads_that_ask_for_it() {
+    let node = TestNode::start().await;
+    let spec = serde_json::json!({"reference": "registry.test/app:1", "refreshSeconds": 1});
+    node.apply(serde_json::json!({
+        "apiVersion": "nodelet.dev/v1alpha1", "kind": "Image", "metadata": {"name": "app"}, "spec": spec,
+    }))
+    .await;
+    for (name, policy) in [("always", "Always"), ("newer", "Newer"), ("keeps", "IfNotPresent")] {
+        let container = serde_json::json!({"name": "c", "image": "registry.test/app:1", "imagePullPolicy": policy});
+        node.apply(workload(name, serde_json::json!({"containers": [container]}))).await;
+        node.ready(name).await;
+    }
+    let old = node.images.image("registry.test/app:1".to_owned()).digest;
+    let kept = container_id(&node.ready("keeps").await);
+    node.images.push("registry.test/app:1");
+    let new = node.images.image("registry.test/app:1".to_owned()).digest;
+    for name in ["always", "newer"] {
+        let moved = new.clone();
+        let runs = move |w: Option<&Workload>| w.is_some_and(|w| is_ready(w) && image_id(w).contains(&moved));
+        node.until(name, "to run what was pushed", runs).await;
+    }
+    let keeps = node.ready("keeps").await;
+    assert_eq!(container_id(&keeps), kept, "nobody asked for that");
+    assert!(image_id(&keeps).contains(&old));
+    let moved = new.clone();
+    let says = move |image: Option<&ImageObject>| {
+        image.is_some_and(|i| i.status.as_ref().and_then(|s| s.digest.clone()).as_deref() == Some(&moved))
+    };
+    node.until("app", "to say the new digest", says).await;
+    // Nothing is fetched while nothing moves.
+    let fetches = node.images.fetches.lock().unwrap().len();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(node.images.fetches.lock().unwrap().len(), fetches);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_must_be_signed_gets_in_by_no_other_door() {
+    const KEY: &str = "-----BEGIN PUBLIC KEY-----\n\
+        MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEAh8Gxe6p9gOFpw91R202iOAV0ZoD\n\
+        yrR0G0pUZVgm8d8VRK4C4FKzmdQlaLojPd2mGkmbOBE1ZRzqzbPSC0cQMg==\n\
+        -----END PUBLIC KEY-----\n";
+    let node = TestNode::start().await;
+    let image = |name: &str, reference: &str| {
+        let verify = serde_json::json!({"publicKey": {"secretName": "signer"}});
+        serde_json::json!({
+            "apiVersion": "nodelet.dev/v1alpha1", "kind": "Image", "metadata": {"name": name},
+            "spec": {"reference": reference, "verify": verify},
+        })
+    };
+    // The image is there already, unchecked, before anybody asks for a signature.
+    node.images.fetch(&Fetch::new("registry.test/unsigned:1"), Arc::new(|_| {})).await.unwrap();
+    node.apply(image("unsigned", "registry.test/unsigned:1")).await;
+    let reason = |reason: &'static str| {
+        move |image: Option<&ImageObject>| {
+            let ready = image.and_then(|i| find_condition(&i.status.as_ref()?.conditions, "Ready"));
+            ready.is_some_and(|c| c.reason == reason && c.status == "False")
+        }
+    };
+    node.until("unsigned", "to miss its key", reason("ConfigMissing")).await;
+    let name = "registry.test/unsigned:1";
+    let digest = format!("registry.test/unsigned@sha256:{}", "0".repeat(64));
+    for (workload_name, reference, policy) in [
+        ("present", name, "IfNotPresent"),
+        ("never", name, "Never"),
+        ("newer", name, "Newer"),
+        ("digest", &digest, "Always"),
+    ] {
+        let container = serde_json::json!({"name": "c", "image": reference, "imagePullPolicy": policy});
+        node.apply(workload(workload_name, serde_json::json!({"containers": [container]}))).await;
+    }
+    node.apply(serde_json::json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "signer"}, "stringData": {"cosign.pub": KEY},
+    }))
+    .await;
+    let refused = node.until("unsigned", "to be refused", reason("VerificationFailed")).await.unwrap();
+    let message = &find_condition(&refused.status.as_ref().unwrap().conditions, "Ready").unwrap().message;
+    assert!(message.contains("sha256:1b41ba856fc07abd") && message.contains("Secret default/signer"), "{message}");
+    for name in ["present", "never", "newer", "digest"] {
+        let held = |w: Option<&Workload>| {
+            let images = w.and_then(|w| find_condition(&w.status.as_ref()?.conditions, "ImagesReady"));
+            images.is_some_and(|c| c.reason == "VerificationFailed" && c.status == "False")
+        };
+        let workload = node.until(name, "to be held", held).await.unwrap();
+        assert!(workload.status.unwrap().container_statuses.iter().all(|c| c.container_id.is_empty()), "{name} runs");
+    }
+    // What is signed comes in.
+    node.apply(image("signed", "registry.test/signed:1")).await;
+    let container = serde_json::json!({"name": "c", "image": "registry.test/signed:1"});
+    node.apply(workload("signed", serde_json::json!({"containers": [container]}))).await;
+    node.ready("signed").await;
+    assert!(node.images.get("registry.test/signed:1").await.unwrap().unwrap().signed_by.len() == 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_that_are_dropped_in_are_imported_and_kept() {
+    let node = TestNode::start().await;
+    let directory = node.directory.path().join("data/images");
+    while !directory.exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let imported = |wanted: &'static str| {
+        move |state: Option<&NodeState>| {
+            let condition = state.and_then(|s| find_condition(&s.status.as_ref()?.conditions, "ArchivesImported"));
+            condition.is_some_and(|c| c.status == wanted)
+        }
+    };
+    std::fs::write(directory.join("app.tar"), "archive of x.test/dropped:1").unwrap();
+    node.until_node(imported("True")).await;
+    let name = "x.test/dropped:1";
+    assert!(node.images.get(name).await.unwrap().is_some());
+    // Used without a registry.
+    let container = serde_json::json!({"name": "c", "image": name, "imagePullPolicy": "Never"});
+    node.apply(workload("dropped", serde_json::json!({"containers": [container]}))).await;
+    node.ready("dropped").await;
+    // A broken one is named and changes nothing; mended, it is imported.
+    std::fs::write(directory.join("broken.tar"), "nonsense").unwrap();
+    let state = node.until_node(imported("False")).await;
+    let message = &find_condition(&state.status.as_ref().unwrap().conditions, "ArchivesImported").unwrap().message;
+    assert!(message.contains("broken.tar") && message.contains("it is no archive"), "{message}");
+    std::fs::write(directory.join("broken.tar"), "archive of x.test/mended:1").unwrap();
+    node.until_node(imported("True")).await;
+    assert!(node.images.get("x.test/mended:1").await.unwrap().is_some());
+    // A restart reads nothing again.
+    let fetches = node.images.fetches.lock().unwrap().len();
+    node.stop_agent().await;
+    node.start_agent();
+    node.ready("dropped").await;
+    assert_eq!(node.images.fetches.lock().unwrap().len(), fetches);
+    // An image that somebody removes comes back; one whose file is gone is nobody's wish any more.
+    let removed = |name: &str| node.images.present.lock().unwrap().contains_key(&normalize(name).unwrap());
+    std::fs::remove_file(directory.join("app.tar")).unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(removed(name), "removing the file removes no image");
 }

@@ -108,6 +108,8 @@ pub mod condition_type {
     pub const MEMORY_PRESSURE: &str = "MemoryPressure";
     /// NodeState: disk space is short.
     pub const DISK_PRESSURE: &str = "DiskPressure";
+    /// NodeState: every archive of the drop-in directory has been imported.
+    pub const ARCHIVES_IMPORTED: &str = "ArchivesImported";
     /// NodeState: containerd answers.
     pub const CONTAINERD_READY: &str = "ContainerdReady";
 }

@@ -17,7 +17,6 @@ mod disk;
 mod driver;
 pub mod fake;
 pub mod hosts;
-mod layer;
 mod local;
 pub mod manifest;
 pub mod platform;
@@ -38,7 +37,7 @@ mod usage;
 mod verify;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -446,6 +445,12 @@ pub trait Images: Send + Sync {
 
     /// Gets it, whatever is there already, and returns what it now is. Cancelling leaves the transfer resumable.
     async fn fetch(&self, fetch: &Fetch, progress: OnProgress) -> Result<Image, Error>;
+
+    /// Normalised references of the images in an archive. Reads its documents only.
+    ///
+    /// # Errors
+    /// [`Error::Archive`] if it is none, or if one of its images has no full name.
+    async fn names(&self, archive: &Path) -> Result<Vec<String>, Error>;
 
     /// Asks the registry for the digest the reference has now, without transferring the image.
     async fn resolve(&self, fetch: &Fetch) -> Result<String, Error>;

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::session::Session;
-use super::{Outcome, files, wait};
+use super::{Outcome, files, progress, wait};
 use crate::client::Apply;
 
 /// Who applies from the command line.
@@ -79,8 +79,10 @@ pub(crate) async fn apply(args: &ApplyArgs, session: &Session) -> anyhow::Result
     }
     let mut outcome = if faults.is_empty() { Outcome::Done } else { Outcome::Failed };
     if args.wait && !args.dry_run {
+        let images = progress::references(waited.iter().map(|(_, object)| object));
         let objects = waited.into_iter().map(|(target, object)| (target.kind, object)).collect();
-        if wait::until_ready(session, objects, Duration::from_secs(args.timeout)).await? == Outcome::Failed {
+        let ready = wait::until_ready(session, objects, Duration::from_secs(args.timeout));
+        if progress::beside(session, images, ready).await? == Outcome::Failed {
             outcome = Outcome::Failed;
         }
     }

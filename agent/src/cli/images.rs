@@ -1,5 +1,7 @@
 //! `nodelet images`: what is on the nodes; `nodelet images prune`: away with what nobody needs.
 
+mod pull;
+
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
@@ -19,6 +21,8 @@ pub(crate) struct ImagesArgs {
 
 #[derive(Debug, Subcommand)]
 enum ImagesCommand {
+    /// Get an image onto the nodes and keep it there, by an Image object
+    Pull(pull::PullArgs),
     /// Remove the images that no Image, Workload or container needs
     Prune(PruneArgs),
 }
@@ -36,6 +40,7 @@ struct PruneArgs {
 pub(crate) async fn images(args: &ImagesArgs, session: &Session) -> anyhow::Result<Outcome> {
     match &args.command {
         None => node_lists::images(&args.list, session).await,
+        Some(ImagesCommand::Pull(args)) => pull::pull(args, session).await,
         Some(ImagesCommand::Prune(args)) => prune(args, session).await,
     }
 }

@@ -22,7 +22,12 @@ impl NodeListArgs {
 pub(crate) async fn images(args: &NodeListArgs, session: &Session) -> anyhow::Result<Outcome> {
     let row = |node: &str, part: &Value| {
         let done = match (part["bytesDone"].as_u64(), part["bytesTotal"].as_u64()) {
-            (Some(done), Some(total)) if total > 0 && part["phase"] != "Ready" => format!("{} %", done * 100 / total),
+            (Some(done), Some(total)) if total > 0 && part["phase"] != "Ready" => {
+                let rate =
+                    part["bytesPerSecond"].as_u64().map_or_else(String::new, |rate| format!(", {}/s", size(rate)));
+                let left = part["secondsLeft"].as_u64().map_or_else(String::new, |left| format!(", {left} s left"));
+                format!("{} %{rate}{left}", u128::from(done) * 100 / u128::from(total))
+            }
             _ => String::new(),
         };
         let digest = text(&part["digest"]);

@@ -95,7 +95,8 @@ pub(crate) async fn until(
     }
 }
 
-fn is_ready(object: &Value, generation: i64) -> bool {
+/// Whether the object is ready as of that generation.
+pub(crate) fn is_ready(object: &Value, generation: i64) -> bool {
     let observed = object["status"]["observedGeneration"].as_i64().unwrap_or_default();
     observed >= generation && condition(object, "Ready").is_some_and(|ready| ready["status"] == "True")
 }

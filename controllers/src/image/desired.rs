@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use nodelet_crds::image::{Image, PullPolicy};
 use nodelet_crds::reasons;
-use nodelet_drivers::images::{Credentials, Fetch, Source, normalize};
+use nodelet_drivers::images::{Credentials, Fetch, Signer, Source, normalize};
 
 use crate::invalid::Invalid;
 
@@ -18,11 +18,12 @@ pub struct Desired {
     pub policy: PullPolicy,
 }
 
-/// Checks the spec for a node with these labels.
+/// Checks the spec for a node with these labels; `signers` are all who must have signed it.
 pub fn validate(
     object: &Image,
     node_labels: &BTreeMap<String, String>,
     credentials: Option<Credentials>,
+    signers: Vec<Signer>,
 ) -> Result<Desired, Invalid> {
     let spec = &object.spec;
     Invalid::unsupported(nodelet_crds::unsupported::unsupported(spec))?;
@@ -37,6 +38,14 @@ pub fn validate(
         None => Source::Registry,
     };
     let platform = spec.platform.clone();
-    let fetch = Fetch { source, platform, credentials, ..Fetch::new(&spec.reference) };
+    let fetch = Fetch {
+        reference: spec.reference.clone(),
+        source,
+        platform,
+        credentials,
+        priority: spec.priority,
+        max_bytes_per_second: spec.max_bytes_per_second,
+        signers,
+    };
     Ok(Desired { fetch: Some(fetch), policy })
 }

@@ -1,8 +1,17 @@
-//! Decides what to do about an Image on this node.
+//! Decides what to do about an Image on this node. Pure.
+//!
+//! | pullPolicy | not there | there |
+//! | --- | --- | --- |
+//! | `Never` | fails | keeps it |
+//! | `IfNotPresent` | fetches it | keeps it |
+//! | `Newer`, `Always` | fetches it | asks the registry after an edit and once in a run of the agent |
+//!
+//! `refreshSeconds` asks again, and instead of asking at every start of the agent. What is there without a required
+//! signature counts as not there.
 
 use std::time::Duration;
 
-use nodelet_crds::image::{Image as Object, PullPolicy};
+use nodelet_crds::image::PullPolicy;
 use nodelet_drivers::images::{Image, Source};
 
 use super::desired::Desired;
@@ -14,6 +23,22 @@ pub struct Observed {
     pub present: Option<Image>,
     /// The spec changed since the status was last written.
     pub edited: bool,
+    /// How the schedule of `refreshSeconds` stands.
+    pub refresh: Refresh,
+}
+
+/// How a schedule stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Refresh {
+    /// There is none.
+    #[default]
+    None,
+    /// The registry is asked again after this time.
+    In(Duration),
+    /// It is time to ask.
+    Due,
+    /// It answered, so long ago, that the reference stands for something else.
+    Moved(Duration),
 }
 
 /// What to do.
@@ -21,10 +46,14 @@ pub struct Observed {
 pub enum Plan {
     /// The Image is for other nodes.
     NotHere,
-    /// It is there.
-    Keep(Image),
+    /// It is there; look again after that time.
+    Keep(Image, Option<Duration>),
     /// It is not there and must not be fetched.
     Missing(String),
+    /// It is there, but whether it is signed may not be asked.
+    Unsigned(String),
+    /// Ask the registry what the reference stands for now.
+    Resolve(Image),
     /// Get it, unless that was done within `fresh`.
     Fetch {
         /// How old a finished transfer may be.
@@ -32,42 +61,53 @@ pub enum Plan {
     },
 }
 
+/// An edit may come with a push; what was fetched for it just now is new enough.
+const JUST_NOW: Duration = Duration::from_secs(10);
+
 /// Decides.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let Some(fetch) = &desired.fetch else { return Plan::NotHere };
+    let asks = matches!(desired.policy, PullPolicy::Always | PullPolicy::Newer);
+    let signed = observed.present.as_ref().filter(|image| image.is_signed_by(&fetch.signers));
     // An edited Image may name another archive for the same reference.
-    let other_archive = observed.edited && matches!(fetch.source, Source::Archive(_));
-    match (desired.policy, &observed.present) {
+    let outdated = observed.edited && (asks || matches!(fetch.source, Source::Archive(_)));
+    match (desired.policy, signed) {
+        (PullPolicy::Never, Some(image)) => Plan::Keep(image.clone(), None),
+        (PullPolicy::Never, None) if observed.present.is_some() => Plan::Unsigned(format!(
+            "{} is on the node, but its signature was not checked and pullPolicy Never forbids to ask for it",
+            fetch.reference
+        )),
         (PullPolicy::Never, None) => Plan::Missing(format!(
             "{} is not on the node and pullPolicy is Never: import it or choose another policy",
             fetch.reference
         )),
-        (PullPolicy::Never, Some(image)) => Plan::Keep(image.clone()),
-        (PullPolicy::IfNotPresent, Some(image)) if !other_archive => Plan::Keep(image.clone()),
+        (_, Some(image)) if !outdated => match observed.refresh {
+            Refresh::In(again) => Plan::Keep(image.clone(), Some(again)),
+            Refresh::Due => Plan::Resolve(image.clone()),
+            Refresh::Moved(fresh) => Plan::Fetch { fresh },
+            // Once per edit and per start of the agent.
+            Refresh::None if asks => Plan::Fetch { fresh: Duration::MAX },
+            Refresh::None => Plan::Keep(image.clone(), None),
+        },
         // Just fetched is as good as present; it may have been removed by another hand since.
         (PullPolicy::IfNotPresent, _) => Plan::Fetch { fresh: Duration::ZERO },
-        // Once per edit and per start of the agent.
-        (PullPolicy::Always | PullPolicy::Newer, present) => {
-            let fresh = if present.is_some() && !observed.edited { Duration::MAX } else { Duration::from_secs(10) };
-            Plan::Fetch { fresh }
-        }
+        (PullPolicy::Always | PullPolicy::Newer, _) => Plan::Fetch { fresh: JUST_NOW },
     }
 }
 
-/// Whether an image that is there serves although fetching failed.
-pub fn keeps_old(object: &Object) -> bool {
-    matches!(object.spec.pull_policy, PullPolicy::Newer)
+/// Whether what is there serves although the registry does not answer.
+pub fn keeps_old(policy: PullPolicy) -> bool {
+    policy != PullPolicy::Always
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nodelet_drivers::images::Fetch;
+    use nodelet_drivers::images::{Fetch, Signer};
 
     fn desired(policy: PullPolicy, archive: bool) -> Desired {
         let source = if archive { Source::Archive("/a.tar".into()) } else { Source::Registry };
-        let fetch = Fetch { source, ..Fetch::new("web:1") };
-        Desired { fetch: Some(fetch), policy }
+        Desired { fetch: Some(Fetch { source, ..Fetch::new("web:1") }), policy }
     }
 
     fn image() -> Image {
@@ -80,25 +120,65 @@ mod tests {
         }
     }
 
+    fn here(edited: bool, refresh: Refresh) -> Observed {
+        Observed { present: Some(image()), edited, refresh }
+    }
+
     #[test]
     fn policies() {
-        let here = |edited| Observed { present: Some(image()), edited };
-        let absent = |edited| Observed { present: None, edited };
+        let absent = |edited, refresh| Observed { present: None, edited, refresh };
         let fetch = |fresh| Plan::Fetch { fresh };
+        let keep = || Plan::Keep(image(), None);
+        let soon = Duration::from_secs(5);
         use PullPolicy::*;
+        use Refresh::{Due, In, Moved};
+        let none = Refresh::None;
         for (policy, archive, observed, expected) in [
-            (IfNotPresent, false, here(true), Plan::Keep(image())),
-            (IfNotPresent, false, absent(false), fetch(Duration::ZERO)),
-            (IfNotPresent, true, here(false), Plan::Keep(image())),
-            (IfNotPresent, true, here(true), fetch(Duration::ZERO)),
-            (Never, false, here(false), Plan::Keep(image())),
-            (Always, false, here(false), fetch(Duration::MAX)),
-            (Always, false, here(true), fetch(Duration::from_secs(10))),
-            (Newer, false, absent(false), fetch(Duration::from_secs(10))),
+            (IfNotPresent, false, here(true, none), keep()),
+            (IfNotPresent, false, absent(false, none), fetch(Duration::ZERO)),
+            (IfNotPresent, true, here(false, none), keep()),
+            (IfNotPresent, true, here(true, none), fetch(Duration::ZERO)),
+            (IfNotPresent, false, here(false, In(soon)), Plan::Keep(image(), Some(soon))),
+            (IfNotPresent, false, here(false, Due), Plan::Resolve(image())),
+            (IfNotPresent, false, here(true, Due), Plan::Resolve(image())),
+            (IfNotPresent, false, here(false, Moved(soon)), fetch(soon)),
+            (IfNotPresent, false, absent(false, Due), fetch(Duration::ZERO)),
+            (Never, false, here(false, none), keep()),
+            (Never, false, here(true, none), keep()),
+            (Always, false, here(false, none), fetch(Duration::MAX)),
+            (Always, false, here(true, none), fetch(JUST_NOW)),
+            (Always, false, absent(false, none), fetch(JUST_NOW)),
+            // A restart of the agent asks no sooner than the schedule says; an edit does.
+            (Always, false, here(false, In(soon)), Plan::Keep(image(), Some(soon))),
+            (Always, false, here(true, In(soon)), fetch(JUST_NOW)),
+            (Always, false, here(false, Due), Plan::Resolve(image())),
+            (Newer, false, here(false, none), fetch(Duration::MAX)),
+            (Newer, false, absent(false, none), fetch(JUST_NOW)),
+            (Newer, false, here(false, Moved(soon)), fetch(soon)),
         ] {
             assert_eq!(plan(&desired(policy, archive), &observed), expected, "{policy:?} {archive} {observed:?}");
         }
-        assert!(matches!(plan(&desired(Never, false), &absent(false)), Plan::Missing(_)));
-        assert_eq!(plan(&Desired { fetch: None, policy: Always }, &here(true)), Plan::NotHere);
+        assert!(matches!(plan(&desired(Never, false), &absent(false, none)), Plan::Missing(_)));
+        assert_eq!(plan(&Desired { fetch: None, policy: Always }, &here(true, none)), Plan::NotHere);
+    }
+
+    #[test]
+    fn what_is_there_unsigned_counts_as_not_there() {
+        let pem = b"-----BEGIN PUBLIC KEY-----\n\
+            MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEAh8Gxe6p9gOFpw91R202iOAV0ZoD\n\
+            yrR0G0pUZVgm8d8VRK4C4FKzmdQlaLojPd2mGkmbOBE1ZRzqzbPSC0cQMg==\n\
+            -----END PUBLIC KEY-----\n";
+        let signer = Signer::new("test", pem).unwrap();
+        let wish = |policy| {
+            let fetch = Fetch { signers: vec![signer.clone()], ..Fetch::new("web:1") };
+            Desired { fetch: Some(fetch), policy }
+        };
+        let observed = here(false, Refresh::None);
+        assert_eq!(plan(&wish(PullPolicy::IfNotPresent), &observed), Plan::Fetch { fresh: Duration::ZERO });
+        assert_eq!(plan(&wish(PullPolicy::Newer), &observed), Plan::Fetch { fresh: JUST_NOW });
+        assert!(matches!(plan(&wish(PullPolicy::Never), &observed), Plan::Unsigned(_)));
+        let signed = Image { signed_by: vec![signer.fingerprint().to_owned()], ..image() };
+        let observed = Observed { present: Some(signed.clone()), ..Observed::default() };
+        assert_eq!(plan(&wish(PullPolicy::IfNotPresent), &observed), Plan::Keep(signed, None));
     }
 }

@@ -35,6 +35,9 @@ pub(super) fn keeps(ctx: &Context) -> Option<Keeps> {
             keep(reference, format!("Workload {}", image_users::title(&workload)));
         }
     }
+    for (reference, file) in ctx.archives.images()? {
+        keep(&reference, format!("archive {file}"));
+    }
     for container in ctx.containers.all()?.iter() {
         keep(&container.image, format!("container {}", container.id));
     }

@@ -16,10 +16,10 @@ use super::files;
 use super::model::{
     ContainerWish, Desired, Health, Intent, Observed, PullRule, SeenContainer, SeenImage, SeenSandbox, VolumeWish,
 };
-use crate::context::{Context, find};
-use crate::credentials;
+use crate::context::Context;
 use crate::image_checks::Check;
-use crate::pulls::PullState;
+use crate::pulls::{FailureKind, PullState, RESOLVE_PATIENCE};
+use crate::{credentials, image_signers};
 
 /// Something could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +42,10 @@ const FRESH: Duration = Duration::from_secs(20);
 pub async fn observe(ctx: &Arc<Context>, object: &Workload, desired: &Desired) -> Result<Option<Observed>, Error> {
     let uid = object.metadata.uid.as_deref().unwrap_or_default();
     let Some(containers) = ctx.containers.of_workload(uid) else { return Ok(None) };
-    let containers: Vec<SeenContainer> = containers.into_iter().map(|c| seen(ctx, object, desired, c)).collect();
+    let mut containers: Vec<SeenContainer> = containers.into_iter().map(|c| seen(ctx, object, desired, c)).collect();
+    if desired.intent == Intent::Run {
+        outdated_images(ctx, desired, &mut containers).await?;
+    }
     let id = &desired.sandbox.spec.id;
     let mut stale_sandboxes = ctx.sandboxes.of_workload(uid);
     stale_sandboxes.remove(id);
@@ -116,6 +119,43 @@ fn outdated_files(ctx: &Context, desired: &Desired) -> BTreeSet<String> {
     desired.sandbox.volumes.iter().filter(|(name, v)| stale(name, v)).map(|(name, _)| name.clone()).collect()
 }
 
+/// Marks the containers that run another image than their reference stands for by now, where that is asked for: the
+/// container's policy is `Always` or `Newer`, and an Image refreshes the reference. They are then replaced as after
+/// an edit.
+async fn outdated_images(
+    ctx: &Context,
+    desired: &Desired,
+    containers: &mut [SeenContainer],
+) -> Result<(), images::Error> {
+    for wish in desired.init.iter().chain(&desired.containers) {
+        let reference = &wish.image.fetch.reference;
+        let follows = matches!(wish.image.policy, PullRule::Always | PullRule::Newer);
+        let mine: Vec<&mut SeenContainer> =
+            containers.iter_mut().filter(|c| c.name == wish.name && c.hash == wish.hash && c.is_live()).collect();
+        if !follows || mine.is_empty() || !is_refreshed(ctx, reference) {
+            continue;
+        }
+        let Some(present) = ctx.drivers.images.get(reference).await? else { continue };
+        for container in mine {
+            let runs = container.container.labels.get(labels::IMAGE_DIGEST);
+            if runs.is_some_and(|digest| *digest != present.digest) {
+                container.hash = format!("{} of {}", container.hash, present.digest);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether an Image of this node resolves the reference anew now and then.
+fn is_refreshed(ctx: &Context, reference: &str) -> bool {
+    let Ok(wanted) = normalize(reference) else { return false };
+    ctx.stores.images.state().iter().any(|image| {
+        let spec = &image.spec;
+        let here = spec.node_selector.as_ref().is_none_or(|selector| selector.matches(&ctx.settings.node_labels));
+        spec.refresh_seconds > 0 && here && normalize(&spec.reference).is_ok_and(|other| other == wanted)
+    })
+}
+
 /// The images of the containers that are not running as they should.
 async fn images(
     ctx: &Arc<Context>,
@@ -125,6 +165,7 @@ async fn images(
 ) -> Result<BTreeMap<String, SeenImage>, Error> {
     let id = desired.sandbox.spec.id.as_str();
     let mut images = BTreeMap::new();
+    let mut declared = None;
     for wish in desired.init.iter().chain(&desired.containers) {
         let settled = containers.iter().any(|c| {
             c.name == wish.name && c.sandbox == id && c.hash == wish.hash && c.is_live()
@@ -134,47 +175,67 @@ async fn images(
                     && matches!(c.container.state, TaskState::Exited(_)))
         });
         if !settled {
-            images.insert(wish.name.clone(), image(ctx, object, wish).await?);
+            // Read once for all containers, and only when one has to start.
+            let declared = match &declared {
+                Some(declared) => declared,
+                None => declared.insert(image_signers::declared(ctx).await?),
+            };
+            images.insert(wish.name.clone(), image(ctx, object, wish, declared).await?);
         }
     }
     Ok(images)
 }
 
-async fn image(ctx: &Arc<Context>, object: &Workload, wish: &ContainerWish) -> Result<SeenImage, Error> {
+async fn image(
+    ctx: &Arc<Context>,
+    object: &Workload,
+    wish: &ContainerWish,
+    declared: &[ImageObject],
+) -> Result<SeenImage, Error> {
     let reference = &wish.image.fetch.reference;
-    let present = ctx.drivers.images.get(reference).await?;
+    let fetch = match fetch(ctx, object, &wish.image.fetch, declared).await? {
+        Ok(fetch) => fetch,
+        Err(message) => return Ok(SeenImage::Failed { reason: reasons::CONFIG_MISSING, message }),
+    };
+    let found = ctx.drivers.images.get(reference).await?;
+    // Without a signature that is asked for, it is as if it were not there.
+    let present = found.as_ref().filter(|image| image.is_signed_by(&fetch.signers));
     let present_now =
         |image: &images::Image| SeenImage::Present { name: image.reference.clone(), digest: image.digest.clone() };
     if present.is_some()
-        && let Some(doubt) = doubt(ctx, object, &wish.image.fetch).await?
+        && let Some(doubt) = doubt(ctx, object, &fetch)
     {
         return Ok(doubt);
     }
-    match (wish.image.policy, &present) {
+    match (wish.image.policy, present) {
         (PullRule::IfAbsent | PullRule::Never, Some(image)) => return Ok(present_now(image)),
         (PullRule::Never, None) => {
+            let (reason, what) = match found {
+                None => (reasons::IMAGE_NEVER_PULL, "is not on the node"),
+                Some(_) => (reasons::VERIFICATION_FAILED, "is on the node, but its signature was not checked,"),
+            };
             return Ok(SeenImage::Failed {
-                reason: reasons::IMAGE_NEVER_PULL,
-                message: format!("{reference} is not on the node and imagePullPolicy is Never"),
+                reason,
+                message: format!("{reference} {what} and imagePullPolicy is Never"),
             });
         }
         (PullRule::IfAbsent | PullRule::Always | PullRule::Newer, _) => {}
     }
-    let fetch = match declared(ctx, object, &wish.image.fetch).await? {
-        Ok(fetch) => fetch,
-        Err(message) => return Ok(SeenImage::Failed { reason: reasons::CONFIG_MISSING, message }),
-    };
     let fresh = if wish.image.policy == PullRule::IfAbsent { Duration::ZERO } else { FRESH };
-    Ok(match ctx.pulls.request(&fetch, fresh) {
-        PullState::Done(image) => present_now(&image),
-        PullState::Running(progress) => {
-            SeenImage::Pulling { message: format!("{reference}: {:?}", progress.phase).to_lowercase() }
+    let old = present.filter(|_| wish.image.policy == PullRule::Newer);
+    Ok(match (ctx.pulls.request(&fetch, fresh), old) {
+        (PullState::Done(image), _) => present_now(&image),
+        // A registry that does not answer keeps nobody waiting who can do without its answer.
+        (PullState::Running(transfer), Some(old))
+            if transfer.progress.phase == images::Phase::Resolving && transfer.running >= RESOLVE_PATIENCE =>
+        {
+            present_now(old)
         }
-        PullState::Failed { .. } if wish.image.policy == PullRule::Newer && present.is_some() => {
-            // Just checked.
-            present.as_ref().map_or_else(|| SeenImage::Pulling { message: String::new() }, present_now)
+        (PullState::Running(transfer), _) => {
+            SeenImage::Pulling { message: format!("{reference}: {:?}", transfer.progress.phase).to_lowercase() }
         }
-        PullState::Failed { message, kind, failures, retry_in } => SeenImage::Failed {
+        (PullState::Failed { kind, .. }, Some(old)) if kind != FailureKind::Unsigned => present_now(old),
+        (PullState::Failed { message, kind, failures, retry_in }, _) => SeenImage::Failed {
             reason: kind.reason(),
             message: format!("{message}; try {} in {} s", failures + 1, retry_in.as_secs() + 1),
         },
@@ -182,13 +243,11 @@ async fn image(ctx: &Arc<Context>, object: &Workload, wish: &ContainerWish) -> R
 }
 
 /// Why the image that is there cannot be used yet: it may be damaged.
-async fn doubt(ctx: &Arc<Context>, object: &Workload, fetch: &Fetch) -> Result<Option<SeenImage>, Error> {
+fn doubt(ctx: &Arc<Context>, object: &Workload, fetch: &Fetch) -> Option<SeenImage> {
     if ctx.image_checks.trusts(&fetch.reference) {
-        return Ok(None);
+        return None;
     }
-    // A repair may have to fetch parts of it again. Without credentials it does with what is on the node.
-    let fetch = declared(ctx, object, fetch).await?.unwrap_or_else(|_| fetch.clone());
-    Ok(match ctx.image_checks.look(ctx, object, &fetch) {
+    match ctx.image_checks.look(ctx, object, fetch) {
         Check::Trusted => None,
         Check::UnderWay => Some(SeenImage::Pulling {
             message: format!("{}: reading the image in full, since it may be damaged", fetch.reference),
@@ -197,30 +256,31 @@ async fn doubt(ctx: &Arc<Context>, object: &Workload, fetch: &Fetch) -> Result<O
             reason: reasons::IMAGE_DAMAGED,
             message: format!("{message}; try {} in {} s", failures + 1, retry_in.as_secs() + 1),
         }),
-    })
+    }
 }
 
 /// An Image object of the same reference says where it comes from and with which credentials; so both share one
 /// transfer. One of the workload's own namespace goes first.
-async fn declared(ctx: &Context, object: &Workload, fetch: &Fetch) -> Result<Result<Fetch, String>, kube::Error> {
+async fn fetch(
+    ctx: &Context,
+    object: &Workload,
+    fetch: &Fetch,
+    declared: &[ImageObject],
+) -> Result<Result<Fetch, String>, kube::Error> {
+    let signers = match image_signers::signers(ctx, declared, &fetch.reference).await? {
+        Ok(signers) => signers,
+        Err(message) => return Ok(Err(message)),
+    };
     let Ok(wanted) = normalize(&fetch.reference) else { return Ok(Ok(fetch.clone())) };
-    let same = |image: &ImageObject| normalize(&image.spec.reference).is_ok_and(|other| other == wanted);
-    let mut matching: Vec<_> = ctx.stores.images.state().into_iter().filter(|image| same(image)).collect();
+    let same = |image: &&ImageObject| normalize(&image.spec.reference).is_ok_and(|other| other == wanted);
+    let mut matching: Vec<_> = declared.iter().filter(same).collect();
     matching.sort_by_key(|image| (image.namespace() != object.namespace(), image.namespace(), image.name_any()));
     // Credentials are not lent across namespaces.
-    let Some(image) = matching
-        .into_iter()
-        .find(|image| image.namespace() == object.namespace() || image.spec.pull_secrets.is_empty())
-    else {
-        return Ok(Ok(fetch.clone()));
+    let lent = |image: &&ImageObject| image.namespace() == object.namespace() || image.spec.pull_secrets.is_empty();
+    let Some(image) = matching.into_iter().find(lent) else {
+        return Ok(Ok(Fetch { signers, ..fetch.clone() }));
     };
-    // The object may have been edited since the watch told of it.
-    let image =
-        match find::<ImageObject>(&ctx.client, &image.namespace().unwrap_or_default(), &image.name_any()).await? {
-            Some(image) => image,
-            None => return Ok(Ok(fetch.clone())),
-        };
-    let credentials = match credentials::for_image(&ctx.client, &image).await? {
+    let credentials = match credentials::for_image(&ctx.client, image).await? {
         Ok(credentials) => credentials,
         Err(message) => return Ok(Err(message)),
     };
@@ -228,5 +288,13 @@ async fn declared(ctx: &Context, object: &Workload, fetch: &Fetch) -> Result<Res
         Some(archive) => Source::Archive(archive.path.clone().into()),
         None => Source::Registry,
     };
-    Ok(Ok(Fetch { source, platform: image.spec.platform.clone(), credentials, ..Fetch::new(&image.spec.reference) }))
+    Ok(Ok(Fetch {
+        reference: image.spec.reference.clone(),
+        source,
+        platform: image.spec.platform.clone(),
+        credentials,
+        priority: image.spec.priority,
+        max_bytes_per_second: image.spec.max_bytes_per_second,
+        signers,
+    }))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
+use nodelet_crds::common::condition_type;
 use nodelet_crds::image::Image;
 use nodelet_crds::network::Network;
 use nodelet_crds::resource_limit::ResourceLimit;
@@ -83,14 +84,32 @@ pub fn limits_around(ctx: &Arc<Context>, object: &ResourceLimit) -> Vec<ObjectRe
     around
 }
 
-/// Images that take credentials from the Secret.
+/// Images that take credentials or a key from the Secret.
 pub fn images_with_secret(ctx: &Context, object: &Secret) -> Vec<ObjectRef<Image>> {
     let (namespace, name) = (object.namespace(), object.name_any());
     let state = ctx.stores.images.state();
     state
         .iter()
-        .filter(|i| i.namespace() == namespace && i.spec.pull_secrets.iter().any(|s| s.name == name))
+        .filter(|i| i.namespace() == namespace)
+        .filter(|i| {
+            let signs = i.spec.verify.as_ref().is_some_and(|verify| verify.public_key.secret_name == name);
+            signs || i.spec.pull_secrets.iter().any(|s| s.name == name)
+        })
         .map(|i| ObjectRef::from_obj(&**i))
+        .collect()
+}
+
+/// Workloads that wait for an image of which the Image may say where it comes from, or who must have signed it.
+pub fn held_by_image(ctx: &Context, object: &Image) -> Vec<ObjectRef<Workload>> {
+    let waits = |workload: &Workload| {
+        let conditions = workload.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        conditions.iter().any(|c| c.type_ == condition_type::IMAGES_READY && c.status != "True")
+    };
+    let state = ctx.stores.workloads.state();
+    state
+        .iter()
+        .filter(|w| waits(w) && crate::image_users::uses(w, &object.spec.reference))
+        .map(|w| ObjectRef::from_obj(&**w))
         .collect()
 }
 

@@ -112,6 +112,32 @@ pub(super) fn open(path: &Path, reference: &str, platform: &Platform) -> Result<
     })
 }
 
+/// Normalised references of the images in it, each once. Blocks.
+///
+/// # Errors
+/// [`Error`], also when there is none.
+pub(super) fn names(path: &Path) -> Result<Vec<String>, Error> {
+    let contents = Contents::read(path)?;
+    let given = if contents.has("index.json") {
+        layout::names(&contents)
+    } else if contents.has("manifest.json") {
+        docker::names(&contents)
+    } else {
+        Err(Error::Malformed("it is not an image archive: neither index.json nor manifest.json is in it".to_owned()))
+    }?;
+    let mut names = Vec::new();
+    for name in given {
+        let full = super::normalize(&name).map_err(|e| Error::Malformed(format!("it has an unusable name: {e}")))?;
+        if !names.contains(&full) {
+            names.push(full);
+        }
+    }
+    if names.is_empty() {
+        return Err(Error::Malformed("none of its images has a full name, such as registry.example/app:1".to_owned()));
+    }
+    Ok(names)
+}
+
 /// What the two formats have in common.
 struct Found {
     root: Descriptor,

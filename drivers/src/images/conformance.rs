@@ -124,6 +124,9 @@ async fn equal_wishes_get_equal_answers(node: &dyn Node) {
 
 async fn archives_are_known_by_the_wished_name(node: &dyn Node) {
     let path = node.archive("packed").await;
+    assert_eq!(node.images().names(&path).await.expect("listing an archive").len(), 1);
+    let missing = node.images().names("/nonexistent/x.tar".as_ref()).await;
+    assert!(matches!(missing, Err(Error::Archive { .. })));
     let fetch = Fetch { source: Source::Archive(path), ..wish("x.test/packed:1") };
     let digest = node.images().resolve(&fetch).await.expect("resolving an archive");
     let image = node.images().fetch(&fetch, collect().0).await.expect("fetching from an archive");

@@ -1,7 +1,7 @@
 //! [`Images`] in memory, with scripted registries, archives, delays and failures.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -218,6 +218,13 @@ impl Images for FakeImages {
             Err(_) => Progress { phase: Phase::Failed, ..Progress::default() },
         });
         outcome
+    }
+
+    async fn names(&self, archive: &Path) -> Result<Vec<String>, Error> {
+        let offer = self.state().archives.get(archive).cloned();
+        let missing = || Arc::new(std::io::Error::from(std::io::ErrorKind::NotFound));
+        let offer = offer.ok_or_else(|| Error::Archive { path: archive.to_owned(), source: missing() })?;
+        Ok(vec![normalize(&format!("x.test/{}:1", offer.content))?])
     }
 
     async fn resolve(&self, fetch: &Fetch) -> Result<String, Error> {

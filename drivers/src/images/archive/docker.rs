@@ -60,6 +60,13 @@ pub(super) fn find(contents: &Contents, reference: &str, platform: &Platform) ->
     })
 }
 
+/// The names that it gives its images.
+pub(super) fn names(contents: &Contents) -> Result<Vec<String>, Error> {
+    let items: Vec<Item> = serde_json::from_slice(contents.document("manifest.json")?)
+        .map_err(|e| Error::Malformed(format!("manifest.json is unusable: {e}")))?;
+    Ok(items.into_iter().flat_map(|item| item.repo_tags.unwrap_or_default()).collect())
+}
+
 fn choose<'a>(items: &'a [Item], reference: &str) -> Result<&'a Item, Error> {
     let tags = |item: &'a Item| item.repo_tags.iter().flatten().map(String::as_str);
     if let Some(item) = items.iter().find(|i| tags(i).any(|t| normalize(t).ok().as_deref() == Some(reference))) {

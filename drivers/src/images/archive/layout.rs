@@ -73,6 +73,18 @@ pub(super) fn find(contents: &Contents, reference: &str, platform: &Platform) ->
     }
 }
 
+/// The full names that it gives its images; a mere tag names none.
+pub(super) fn names(contents: &Contents) -> Result<Vec<String>, Error> {
+    let Document::Index(index) = Document::parse("index.json", contents.document("index.json")?)? else {
+        return Err(Error::Malformed("index.json is not an index".to_owned()));
+    };
+    let full = |entry: &Descriptor| {
+        let is_full = |name: &&str| name.contains('/') || name.contains(':');
+        entry.annotation(FULL_NAME).or_else(|| entry.annotation(REF_NAME).filter(is_full)).map(str::to_owned)
+    };
+    Ok(index.manifests.iter().filter(|entry| is_image(entry)).filter_map(full).collect())
+}
+
 fn is_image(entry: &Descriptor) -> bool {
     let of_cosign = entry.annotation(KIND).and_then(|kind| kind.strip_prefix("dev.cosignproject.cosign/"));
     let is_signature_tag = |name: &str| name.contains("sha256-") && name.ends_with(".sig");

@@ -1,6 +1,7 @@
 //! Public keys.
 
 use std::fmt;
+use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer};
@@ -12,9 +13,12 @@ use webpki::ring::{ECDSA_P256_SHA256, ECDSA_P384_SHA256, ECDSA_P384_SHA384, ED25
 static ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] =
     &[ECDSA_P256_SHA256, ECDSA_P384_SHA256, ECDSA_P384_SHA384, ED25519, RSA_PKCS1_2048_8192_SHA256];
 
-/// A key that an image must be signed with.
+/// A key that an image must be signed with. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Signer {
+pub struct Signer(Arc<Key>);
+
+#[derive(PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Key {
     fingerprint: String,
     name: String,
     spki: Vec<u8>,
@@ -51,17 +55,17 @@ impl Signer {
         }
         let hash = sha2::Sha256::digest(&spki);
         let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { fingerprint: format!("sha256:{hex}"), name: name.into(), spki: spki.to_vec() })
+        Ok(Self(Arc::new(Key { fingerprint: format!("sha256:{hex}"), name: name.into(), spki: spki.to_vec() })))
     }
 
     /// SHA-256 of the key in DER form, as `openssl pkey -pubin -outform der | sha256sum` prints it.
     pub fn fingerprint(&self) -> &str {
-        &self.fingerprint
+        &self.0.fingerprint
     }
 
     /// Whether the key made this signature of `message`.
     pub(super) fn signed(&self, message: &[u8], signature: &[u8]) -> bool {
-        let spki = SubjectPublicKeyInfoDer::from(self.spki.as_slice());
+        let spki = SubjectPublicKeyInfoDer::from(self.0.spki.as_slice());
         let Ok(key) = RawPublicKeyEntity::try_from(&spki) else { return false };
         ALGORITHMS.iter().any(|algorithm| key.verify_signature(*algorithm, message, signature).is_ok())
     }
@@ -69,7 +73,7 @@ impl Signer {
 
 impl fmt::Display for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the key {} of {}", self.fingerprint, self.name)
+        write!(f, "the key {} of {}", self.0.fingerprint, self.0.name)
     }
 }
 
