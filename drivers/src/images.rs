@@ -17,6 +17,7 @@ mod disk;
 mod driver;
 pub mod fake;
 pub mod hosts;
+mod layer;
 mod local;
 pub mod manifest;
 pub mod platform;

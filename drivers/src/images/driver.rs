@@ -9,10 +9,11 @@ use async_trait::async_trait;
 use containerd_client::services::v1::{DeleteImageRequest, ListImagesRequest, ListRequest};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use oci_spec::distribution::Reference;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::content::{self, LEASE_IMAGE_LABEL};
 use super::disk::Root;
+use super::local::Local;
 use super::manifest::Digest;
 use super::platform::Platform;
 use super::progress::Tracker;
@@ -75,6 +76,11 @@ pub(super) struct Inner {
     pub(super) options: Options,
     pub(super) registries: Registries,
     pub(super) root: Root,
+    pub(super) local: Local,
+    /// Layers that we unpack at once: more than the processors gain nothing.
+    pub(super) unpacking: Semaphore,
+    /// Counts unpacked layers, to wake those that wait for one.
+    pub(super) unpacked: watch::Sender<u64>,
     pub(super) pulls: Slots,
     pub(super) layers: Slots,
     pub(super) throttle: Throttle,
@@ -127,6 +133,9 @@ impl ContainerdImages {
             snapshots: Sharing::default(),
             fetches: Sharing::default(),
             root: Root::default(),
+            local: Local::default(),
+            unpacking: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            unpacked: watch::Sender::default(),
             containerd,
             options,
         };
@@ -303,14 +312,10 @@ impl Images for ContainerdImages {
     }
 
     async fn repair(&self, fetch: &Fetch, damage: &[Damage], progress: OnProgress) -> Result<Image, Error> {
-        for damage in damage {
-            if let Damage::Blob { digest, .. } = damage
-                && let Ok(digest) = Digest::new(digest.clone())
-            {
-                verify::drop_blob(self.containerd(), &digest).await?;
-            }
-        }
-        self.fetch(fetch, progress).await
+        verify::drop_blobs(&self.inner, damage).await?;
+        let image = self.fetch(fetch, progress).await?;
+        verify::replace_snapshots(&self.inner, &image.reference, damage).await?;
+        Ok(image)
     }
 
     async fn remove(&self, reference: &str) -> Result<(), Error> {

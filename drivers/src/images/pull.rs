@@ -13,6 +13,7 @@ use std::time::Duration;
 use containerd_client::services::v1::{CreateImageRequest, Image as Record, UpdateImageRequest};
 use containerd_client::types;
 use futures::TryFutureExt as _;
+use futures::future::try_join_all;
 use tokio::sync::watch;
 
 use super::archive::{self, ArchiveImage};
@@ -26,7 +27,7 @@ use super::stored::{self, FETCHED_LABEL, PLATFORM_LABEL};
 use super::throttle::Throttle;
 use super::transfer::{self, Transfers};
 use super::unpack::{self, Layer, answered};
-use super::{Credentials, Error, Estimate, Image, Phase, Source, reference, signature, usage};
+use super::{Credentials, Error, Estimate, Image, Phase, Source, local, reference, signature, usage};
 use crate::containerd::is_already_exists;
 
 /// How often the progress is looked at to tell whether a pull is slow.
@@ -47,6 +48,13 @@ pub(super) struct Plan {
     config: Vec<u8>,
     diff_ids: Vec<Digest>,
     pub(super) from: From,
+}
+
+impl Plan {
+    /// The layers with the names of their snapshots, bottom first.
+    fn layers(&self, chain: &[Digest]) -> Vec<Layer> {
+        unpack::layers(&self.manifest, &self.diff_ids, chain)
+    }
 }
 
 /// Where the layers come from.
@@ -202,48 +210,63 @@ pub(super) async fn estimate(
     Ok(estimate)
 }
 
-/// Unpacks each layer as soon as it and all below it are there.
+/// Unpacks each layer as soon as it is there, several at once.
 async fn unpack_all(
     inner: &Arc<Inner>,
     lease: &Lease,
     plan: &Plan,
     chain: &[Digest],
-    mut arrivals: watch::Receiver<HashSet<Digest>>,
+    arrivals: watch::Receiver<HashSet<Digest>>,
 ) -> Result<(), Error> {
-    for (i, blob) in plan.manifest.layers.iter().enumerate() {
-        if arrivals.wait_for(|there| there.contains(&blob.digest)).await.is_err() {
-            // The transfer failed, and its error ends the fetch.
-            std::future::pending::<()>().await;
-        }
-        let layer = Layer {
-            blob: blob.clone(),
-            diff_id: plan.diff_ids[i].clone(),
-            chain_id: chain[i].clone(),
-            parent: i.checked_sub(1).map(|below| chain[below].clone()),
-        };
-        // Held before it is looked for: the collector may run in between.
-        lease
-            .hold_snapshot(layer.chain_id.as_str())
-            .await
-            .map_err(|s| answered(format!("holding the snapshot {}", layer.chain_id), s))?;
-        loop {
-            let joined = inner.snapshots.join(
-                layer.chain_id.clone(),
-                |panic| Err(failed("unpacking a layer".to_owned(), std::io::Error::other(panic))),
-                || {
-                    let (lease, layer) = (lease.clone(), layer.clone());
-                    ((), async move { unpack::unpack(&lease, &layer).await })
-                },
-            );
-            match joined.result.await {
-                Ok(()) => break,
-                // Somebody else's failure may have been theirs alone.
-                Err(_) if !joined.started => {}
-                Err(error) => return Err(error),
-            }
-        }
+    let layers = plan.layers(chain).into_iter();
+    try_join_all(layers.map(|layer| unpack_when_there(inner, lease, layer, arrivals.clone()))).await?;
+    // Everything is on the disk before the image counts as there: a record survives a power cut, and what it leads to
+    // must too. Blobs were written out by containerd; this is for the snapshots, and for directories of both.
+    if let Some(root) = inner.local.content_root(&inner.containerd).await.map(Path::to_owned)
+        && let Some(top) = chain.last()
+        && let Some(snapshots) = unpack::directories(&inner.containerd, top).await?
+    {
+        let doing = "writing the image to the disk";
+        unpack::blocking(doing, move || {
+            local::sync(&root)?;
+            snapshots.last().map_or(Ok(()), |directory| local::sync(directory))
+        })
+        .await?;
     }
     Ok(())
+}
+
+async fn unpack_when_there(
+    inner: &Arc<Inner>,
+    lease: &Lease,
+    layer: Layer,
+    mut arrivals: watch::Receiver<HashSet<Digest>>,
+) -> Result<(), Error> {
+    if arrivals.wait_for(|there| there.contains(&layer.blob.digest)).await.is_err() {
+        // The transfer failed, and its error ends the fetch.
+        std::future::pending::<()>().await;
+    }
+    // Held before it is looked for: the collector may run in between.
+    lease
+        .hold_snapshot(layer.chain_id.as_str())
+        .await
+        .map_err(|s| answered(format!("holding the snapshot {}", layer.chain_id), s))?;
+    loop {
+        let joined = inner.snapshots.join(
+            layer.chain_id.clone(),
+            |panic| Err(failed("unpacking a layer".to_owned(), std::io::Error::other(panic))),
+            || {
+                let (inner, lease, layer) = (inner.clone(), lease.clone(), layer.clone());
+                ((), async move { unpack::unpack(&inner, &lease, &layer).await })
+            },
+        );
+        match joined.result.await {
+            Ok(()) => return Ok(()),
+            // Somebody else's failure may have been theirs alone.
+            Err(_) if !joined.started => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Makes the record, or lets it point at the new content.
