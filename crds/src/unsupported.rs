@@ -60,7 +60,7 @@ const fn values(path: &'static str, values: &'static [&'static str]) -> Limitati
     Limitation { path, refused: Refused::Values(values) }
 }
 
-const IMAGE: &[Limitation] = &[set("priority"), set("maxBytesPerSecond")];
+const IMAGE: &[Limitation] = &[];
 
 const VOLUME: &[Limitation] =
     &[set("tmpfs"), set("block"), set("nfs"), set("capacity"), values("populateFrom", &["image"])];
