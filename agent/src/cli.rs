@@ -1,10 +1,12 @@
 //! The command line. One file a command under `cli/`; this one knows what they are called and what they share.
 //!
-//! Exit codes: 0 done, 1 failed, 2 usage. Results go to stdout, everything else to stderr; colour only to a terminal.
+//! Exit codes: 0 done, 1 failed, 2 usage; `exec` has its command's. Results go to stdout, everything else to stderr; colour only to a terminal.
 
 mod apply;
+mod attach;
 mod completion;
 mod config;
+mod cp;
 mod crds;
 mod delete;
 mod describe;
@@ -12,17 +14,21 @@ mod diff;
 mod doctor;
 mod edit;
 mod events;
+mod exec;
 mod files;
 mod get;
 mod images;
 mod logs;
 mod node_lists;
 mod output;
+mod port_forward;
 mod power;
 mod progress;
+mod remote;
 mod run;
 mod session;
 mod table;
+mod terminal;
 mod version;
 mod wait;
 mod why;
@@ -96,6 +102,14 @@ enum Command {
     Edit(edit::EditArgs),
     /// Print the output of a workload's container
     Logs(logs::LogsArgs),
+    /// Run a command in a workload's container
+    Exec(exec::ExecArgs),
+    /// See and feed the program of a workload's container
+    Attach(attach::AttachArgs),
+    /// Copy files between here and a workload's container
+    Cp(cp::CpArgs),
+    /// Reach a workload's TCP ports by ports of this machine
+    PortForward(port_forward::PortForwardArgs),
     /// List what happened
     Events(events::EventsArgs),
     /// Show the chain of causes behind an object's state
@@ -134,6 +148,8 @@ pub(crate) enum Outcome {
     Done,
     /// What was wrong has been said already.
     Failed,
+    /// As another program ended that we ran for the user.
+    Code(u8),
 }
 
 /// Used in a wrong way: exit code 2.
@@ -154,6 +170,7 @@ pub fn main() -> ExitCode {
     match execute(cli, &output) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Failed) => ExitCode::from(1),
+        Ok(Outcome::Code(code)) => ExitCode::from(code),
         Err(error) if error.downcast_ref::<output::Closed>().is_some() => ExitCode::SUCCESS,
         Err(error) => {
             output.error(&chain(error.as_ref()));
@@ -197,6 +214,10 @@ async fn client_command(command: Command, global: &Global, output: &Output) -> a
         Command::Describe(args) => describe::describe(&args, &session::open(global, output).await?).await,
         Command::Edit(args) => edit::edit(&args, &session::open(global, output).await?).await,
         Command::Logs(args) => logs::logs(&args, &session::open(global, output).await?).await,
+        Command::Exec(args) => exec::exec(&args, &session::open(global, output).await?).await,
+        Command::Attach(args) => attach::attach(&args, &session::open(global, output).await?).await,
+        Command::Cp(args) => cp::cp(&args, &session::open(global, output).await?).await,
+        Command::PortForward(args) => port_forward::port_forward(&args, session::open(global, output).await?).await,
         Command::Events(args) => events::events(&args, &session::open(global, output).await?).await,
         Command::Why(args) => why::why(&args, &session::open(global, output).await?).await,
         Command::Stop(args) => power::stop(&args, &session::open(global, output).await?).await,

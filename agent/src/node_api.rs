@@ -7,6 +7,7 @@
 
 mod log;
 mod prune;
+mod streams;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -23,6 +24,7 @@ use nodelet_controllers::image_collector::Collector;
 use serde_json::{Value, json};
 
 use log::{LogOptions, Refused};
+pub use streams::NodeStreams;
 
 /// Answers what concerns running workloads.
 pub struct NodeApi {

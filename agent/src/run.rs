@@ -27,7 +27,7 @@ use tokio::sync::watch;
 
 use crate::client::Client;
 use crate::config::NodeletConfiguration;
-use crate::node_api::NodeApi;
+use crate::node_api::{NodeApi, NodeStreams};
 use crate::sources::directory::DirectorySource;
 use crate::sources::metrics::Metrics as SourceMetrics;
 use tasks::Tasks;
@@ -142,6 +142,8 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
     let node_name = configuration.effective_node_name();
     let node_api = NodeApi::new(node_name, &configuration.data_dir, collector.clone());
     let server = Server::open(options, nodelet_crds::crds()).map_err(Error::Store)?.with_subresources(node_api.clone());
+    let streams = NodeStreams::new();
+    let server = server.with_streams(streams.clone());
     node_api.follow_with(server.client("default"));
 
     // What serves goes last, so it has a token of its own.
@@ -172,6 +174,7 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
     }
     let logger = logger::install(&configuration.data_dir)?;
     let drivers = drivers::assemble(&configuration, logger)?;
+    streams.reach_with(drivers.runtime.clone(), drivers.sandboxes.clone());
 
     let mut working = Tasks::new();
     let settings = nodelet_controllers::Settings {

@@ -46,6 +46,7 @@ impl Bench {
         let end = match run_with(arguments, &self.output).await {
             Ok(Outcome::Done) => String::new(),
             Ok(Outcome::Failed) => "[exit 1]\n".to_owned(),
+            Ok(Outcome::Code(code)) => format!("[exit {code}]\n"),
             Err(error) => {
                 format!("error: {}\n[exit {}]\n", chain(error.as_ref()), if error.is::<Usage>() { 2 } else { 1 })
             }
@@ -108,7 +109,7 @@ fn the_page_of_commands_is_up_to_date() {
     let mut root = Cli::command();
     root.build();
     let mut page = "# The commands\n\nGenerated from the program; `make crds` updates it. Flags of the first section go with every command.\n\
-                    Exit codes: 0 done, 1 failed, 2 usage. Results go to stdout, everything else to stderr.\n"
+                    Exit codes: 0 done, 1 failed, 2 usage; `exec` ends with its command's. Results go to stdout, everything else to stderr.\n"
         .to_owned();
     describe(&root, "nodelet", &[], &mut page);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cli.md");
@@ -130,6 +131,11 @@ fn wrong_words_are_usage_errors() {
         &["nodelet", "get"],
         &["nodelet", "apply"],
         &["nodelet", "logs", "w", "--since", "soon"],
+        &["nodelet", "exec", "w"],
+        &["nodelet", "exec", "w", "ls"],
+        &["nodelet", "cp", "w:x"],
+        &["nodelet", "port-forward", "w"],
+        &["nodelet", "port-forward", "w", "80:http"],
     ] {
         let error = Cli::try_parse_from(words).expect_err("refused");
         assert_eq!(error.exit_code(), 2, "{words:?}");

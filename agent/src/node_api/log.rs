@@ -118,7 +118,7 @@ pub(super) fn open(
 }
 
 /// Why a container has not started, from the status.
-fn waiting(object: &Value, container: &str) -> String {
+pub(super) fn waiting(object: &Value, container: &str) -> String {
     let statuses =
         ["containerStatuses", "initContainerStatuses"].into_iter().filter_map(|list| object["status"][list].as_array());
     let status = statuses.flatten().find(|status| status["name"] == container);

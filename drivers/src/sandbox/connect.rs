@@ -1,7 +1,8 @@
-//! TCP connections from within a sandbox's network namespace, for probes: no process is started there.
+//! TCP connections from within a sandbox's network namespace, for probes and forwarded ports: no process is started
+//! there.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -42,4 +43,33 @@ async fn socket_in(netns: PathBuf, address: SocketAddr) -> io::Result<TcpSocket>
 
 fn new_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+}
+
+/// Connects to `port` on the loopback address of a network namespace: 127.0.0.1, and if that fails, ::1.
+///
+/// # Errors
+/// What 127.0.0.1 said.
+pub async fn connect_loopback(netns: Option<&Path>, port: u16) -> io::Result<TcpStream> {
+    match connect(netns, SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await {
+        Ok(stream) => Ok(stream),
+        Err(error) => connect(netns, SocketAddr::from((Ipv6Addr::LOCALHOST, port))).await.map_err(|_| error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn both_loopback_addresses_are_tried() {
+        let v4 = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = v4.local_addr().unwrap().port();
+        assert!(connect_loopback(None, port).await.unwrap().peer_addr().unwrap().is_ipv4());
+        drop(v4);
+        assert_eq!(connect_loopback(None, port).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        if let Ok(v6) = tokio::net::TcpListener::bind("[::1]:0").await {
+            let port = v6.local_addr().unwrap().port();
+            assert!(connect_loopback(None, port).await.unwrap().peer_addr().unwrap().is_ipv6());
+        }
+    }
 }
