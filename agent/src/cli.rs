@@ -4,6 +4,7 @@
 
 mod apply;
 mod attach;
+mod backup;
 mod completion;
 mod config;
 mod cp;
@@ -25,6 +26,7 @@ mod port_forward;
 mod power;
 mod progress;
 mod remote;
+mod restore;
 mod run;
 mod session;
 mod table;
@@ -126,6 +128,10 @@ enum Command {
     Volumes(node_lists::NodeListArgs),
     /// Networks on the nodes
     Networks(node_lists::NodeListArgs),
+    /// Copy this node's store of objects to a file, while the agent runs or not
+    Backup(backup::BackupArgs),
+    /// Put a copy of the store back while the agent is stopped
+    Restore(restore::RestoreArgs),
     /// Print the CustomResourceDefinitions
     Crds,
     /// Check the node; every fault comes with a remedy
@@ -226,6 +232,8 @@ async fn client_command(command: Command, global: &Global, output: &Output) -> a
         Command::Images(args) => images::images(&args, &session::open(global, output).await?).await,
         Command::Volumes(args) => node_lists::volumes(&args, &session::open(global, output).await?).await,
         Command::Networks(args) => node_lists::networks(&args, &session::open(global, output).await?).await,
+        Command::Backup(args) => backup::backup(&args, global, output),
+        Command::Restore(args) => restore::restore(&args, global, output),
         Command::Crds => crds::crds(output),
         Command::Doctor(args) => doctor::doctor(&args, global, output).await,
         Command::Config(command) => config::config(&command, global, output),

@@ -5,6 +5,7 @@
 //! signal, which drains with a deadline, nor the second, which does not wait, touches a workload. Every task has an
 //! owner here; one that ends by itself ends the process with an error, and the service manager starts it again.
 
+mod api_metrics;
 mod containerd;
 mod drivers;
 mod http;
@@ -149,6 +150,8 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
     // What serves goes last, so it has a token of its own.
     let mut serving = Tasks::new();
     serve_api(&configuration, &server, &mut serving);
+    let certificates = api_metrics::Certificates::register(&registry)?.follow(server.certificates(), serving.token());
+    serving.spawn("the metrics of the API", async { Ok::<_, std::convert::Infallible>(certificates.await) });
     let (ready, readiness) = watch::channel(http::Readiness::default());
     let runtime_ready = watch::Sender::new(false);
     if !configuration.observability.listen.is_empty() {

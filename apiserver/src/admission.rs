@@ -289,6 +289,9 @@ fn expand_string_data(resource: &Resource, object: &mut Value) {
     }
 }
 
+/// Most faults of one object that are said.
+const MAX_CAUSES: usize = 256;
+
 /// Refuses an object with everything that is wrong with it. What was wrong before and is left alone is let pass: a
 /// rule that came with an upgrade must not keep anybody from reporting status or letting go of an old object.
 pub(crate) fn validate(
@@ -310,6 +313,8 @@ pub(crate) fn validate(
     }
     let mut seen = HashSet::new();
     errors.retain(|e| seen.insert((e.field.clone(), e.message.clone())));
+    // Nobody reads more, and an object can have any number of faults.
+    errors.truncate(MAX_CAUSES);
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
     Err(ApiError::invalid(resource, name, &errors))
 }

@@ -108,7 +108,9 @@ pub(crate) fn merge(resource: &Resource, live: &Value, configuration: &Configura
     let part = configuration.part;
     let schema = Some(&resource.schema);
     let mut entries = managed::read(live);
-    if entries.is_empty() {
+    let mut own = configuration.entry(resource, now());
+    // An apply that owns nothing has nothing to share: it must not become a change by recording others.
+    if entries.is_empty() && !own.fields.is_empty() {
         // Written before ownership was recorded: everything belongs to whoever that was.
         entries.push(Entry {
             manager: "before-first-apply".into(),
@@ -119,7 +121,6 @@ pub(crate) fn merge(resource: &Resource, live: &Value, configuration: &Configura
             fields: fields_of(resource, Part::Main, live),
         });
     }
-    let mut own = configuration.entry(resource, now());
     let at = entries.iter().position(|entry| entry.same_manager(&own));
     let previous = at.map(|at| entries.remove(at));
 
@@ -137,10 +138,11 @@ pub(crate) fn merge(resource: &Resource, live: &Value, configuration: &Configura
             own.time.clone_from(&previous.time);
         }
     }
-    // What the removal took away belongs to nobody any more, whoever claims it.
-    let present = FieldSet::of(schema, &merged);
+    // What the removal took away belongs to nobody any more, whoever claims it. What was not there before is not taken
+    // away: an empty map that somebody applies is not kept, and stays theirs.
+    let lost = FieldSet::of(schema, live).difference(&FieldSet::of(schema, &merged));
     for entry in &mut entries {
-        entry.fields = entry.fields.present_in(&present);
+        entry.fields = entry.fields.difference(&lost);
     }
     entries.insert(at.unwrap_or(entries.len()), own);
     managed::write(&mut merged, &entries);

@@ -26,16 +26,34 @@ pub(crate) fn object(context: &Context, bytes: &[u8]) -> Result<Value, ApiError>
     }
 }
 
+/// Most values in one body. A value takes far more memory than its text.
+const MAX_VALUES: usize = 200_000;
+/// Most problems that are said of one body.
+const MAX_SAID: usize = 32;
+
 /// Parses JSON. Duplicate fields are an error or a warning, as the request wants it.
 pub(crate) fn json(context: &Context, bytes: &[u8]) -> Result<Value, ApiError> {
-    let mut duplicates = Vec::new();
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict { path: String::new(), duplicates: &mut duplicates }
-        .deserialize(&mut deserializer)
-        .and_then(|value| deserializer.end().map(|()| value))
-        .map_err(|error| ApiError::bad_request(format!("the body is not valid JSON: {error}")))?;
+    let (value, duplicates) = parse(bytes, "the body is not valid JSON")?;
     report(context, duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect())?;
     Ok(value)
+}
+
+/// Parses JSON within bounds; also says which fields are given twice. `what` is said of other things.
+pub(crate) fn parse(bytes: &[u8], what: &str) -> Result<(Value, Vec<String>), ApiError> {
+    let mut found = Found::default();
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let parsed = Strict { place: &Place::Root, found: &mut found }
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value));
+    match parsed {
+        Ok(value) => Ok((value, found.duplicates)),
+        Err(_) if found.values > MAX_VALUES => Err(ApiError::new(
+            413,
+            "RequestEntityTooLarge",
+            format!("Request entity too large: it holds more than {MAX_VALUES} values"),
+        )),
+        Err(error) => Err(ApiError::bad_request(format!("{what}: {error}"))),
+    }
 }
 
 /// Parses YAML; JSON is YAML too.
@@ -56,24 +74,56 @@ pub(crate) fn report(context: &Context, problems: Vec<String>) -> Result<(), Api
     }
     match context.field_validation {
         FieldValidation::Ignore => {}
-        FieldValidation::Warn => problems.into_iter().take(32).for_each(|problem| context.warn(problem)),
+        FieldValidation::Warn => problems.into_iter().take(MAX_SAID).for_each(|problem| context.warn(problem)),
         FieldValidation::Strict => {
-            return Err(ApiError::bad_request(format!("strict decoding error: {}", problems.join(", "))));
+            let said = problems[..problems.len().min(MAX_SAID)].join(", ");
+            let more = problems.len().saturating_sub(MAX_SAID);
+            let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+            return Err(ApiError::bad_request(format!("strict decoding error: {said}{more}")));
         }
     }
     Ok(())
 }
 
-/// Deserialises a [`Value`] and notes the path of every field given twice.
+/// Where a value is. Written out only when something is said of it: a path of its own for every value would make small
+/// bodies into much work.
+enum Place<'a> {
+    Root,
+    Field(&'a Place<'a>, &'a str),
+    Item(&'a Place<'a>, usize),
+}
+
+impl Place<'_> {
+    fn path(&self) -> String {
+        match self {
+            Self::Root => String::new(),
+            Self::Field(outer, name) => join(&outer.path(), name),
+            Self::Item(outer, index) => format!("{}[{index}]", outer.path()),
+        }
+    }
+}
+
+/// What was met in a body.
+#[derive(Default)]
+struct Found {
+    duplicates: Vec<String>,
+    values: usize,
+}
+
+/// Deserialises a [`Value`], counts, and notes the path of fields given twice.
 struct Strict<'a> {
-    path: String,
-    duplicates: &'a mut Vec<String>,
+    place: &'a Place<'a>,
+    found: &'a mut Found,
 }
 
 impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.found.values += 1;
+        if self.found.values > MAX_VALUES {
+            return Err(serde::de::Error::custom("too many values"));
+        }
         deserializer.deserialize_any(self)
     }
 }
@@ -114,10 +164,10 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let Self { path, duplicates } = self;
+        let Self { place, found } = self;
         let mut list = Vec::new();
         loop {
-            let item = Strict { path: format!("{path}[{}]", list.len()), duplicates: &mut *duplicates };
+            let item = Strict { place: &Place::Item(place, list.len()), found: &mut *found };
             match items.next_element_seed(item)? {
                 Some(value) => list.push(value),
                 None => return Ok(Value::Array(list)),
@@ -126,14 +176,16 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Value, A::Error> {
-        let Self { path, duplicates } = self;
+        let Self { place, found } = self;
         let mut map = Map::new();
         while let Some(key) = fields.next_key::<String>()? {
-            let here = join(&path, &key);
-            let value = fields.next_value_seed(Strict { path: here.clone(), duplicates: &mut *duplicates })?;
-            if map.insert(key, value).is_some() {
-                duplicates.push(here);
+            let here = Place::Field(place, &key);
+            let value = fields.next_value_seed(Strict { place: &here, found: &mut *found })?;
+            if map.contains_key(&key) && found.duplicates.len() < MAX_SAID {
+                let here = here.path();
+                found.duplicates.push(here.chars().take(1024).collect());
             }
+            map.insert(key, value);
         }
         Ok(Value::Object(map))
     }

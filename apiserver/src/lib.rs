@@ -18,6 +18,7 @@ mod core_kinds;
 mod discovery;
 mod garbage;
 mod jsonpath;
+mod limits;
 mod openapi;
 mod patch;
 mod pki;
@@ -37,12 +38,13 @@ mod subresources;
 mod table;
 mod verbs;
 
+pub use limits::Limits;
 pub use pki::PkiError;
 pub use registry::DefinitionError;
 pub use request::{Trusted, User};
-pub use serve::ServeError;
+pub use serve::{CertificateState, ServeError};
 pub use server::{Api, Options, Server, Validator};
-pub use store::{BackupError, OpenError, restore};
+pub use store::{BackupError, Copied, OpenError, Restored, backup, restore};
 pub use streams::{
     Input, Output, PortConnection, Process, StdStreams, StreamError, StreamKind, StreamTarget, Streams, TerminalSize,
 };

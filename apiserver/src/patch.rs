@@ -1,18 +1,29 @@
 //! JSON patch, merge patch and strategic merge patch: from a live object to the patched one.
 
+use json_patch::PatchOperation;
+use json_patch::jsonptr::Pointer;
 use serde_json::{Map, Value};
 
+use crate::body;
 use crate::status::ApiError;
 
 /// Operations accepted in one JSON patch.
 const MAX_OPERATIONS: usize = 10_000;
+
+/// Bytes that all `copy` operations of a patch may add, as on a real server.
+const MAX_COPIED: usize = 3 << 20;
+/// Bytes that all `move` operations of a patch may be about.
+const MAX_MOVED: usize = 64 << 20;
+/// Deepest place that an operation may make.
+const MAX_DEPTH: usize = 128;
 
 /// RFC 6902.
 pub(crate) struct JsonPatch(json_patch::Patch);
 
 impl JsonPatch {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
-        let patch: json_patch::Patch = serde_json::from_slice(bytes)
+        let (patch, _) = body::parse(bytes, "error decoding patch")?;
+        let patch: json_patch::Patch = serde_json::from_value(patch)
             .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
         if patch.0.len() > MAX_OPERATIONS {
             let message = format!("the allowed maximum operations in a JSON patch is {MAX_OPERATIONS}");
@@ -23,14 +34,65 @@ impl JsonPatch {
 
     pub(crate) fn apply(&self, live: &Value) -> Result<Value, ApiError> {
         let mut object = live.clone();
-        json_patch::patch(&mut object, &self.0).map_err(|error| {
-            ApiError::new(
-                422,
-                "Invalid",
-                format!("the server rejected our request due to an error in our request: {error}"),
-            )
-        })?;
+        let (mut copied, mut moved) = (0, 0);
+        for (i, operation) in self.0.0.iter().enumerate() {
+            let (to, deep) = match operation {
+                PatchOperation::Add(add) => (&*add.path, 0),
+                PatchOperation::Copy(copy) => {
+                    let (bytes, deep) = object.pointer(copy.from.as_str()).map(extent).unwrap_or_default();
+                    copied += bytes;
+                    if copied > MAX_COPIED {
+                        let message = format!(
+                            "unable to complete json patch operation, the accumulated size increase of copy \
+                             operations is {copied}, exceeding the limit {MAX_COPIED}"
+                        );
+                        return Err(ApiError::new(413, "RequestEntityTooLarge", message));
+                    }
+                    (&*copy.path, deep)
+                }
+                PatchOperation::Move(from) => {
+                    let (bytes, deep) = object.pointer(from.from.as_str()).map(extent).unwrap_or_default();
+                    moved += bytes;
+                    if moved > MAX_MOVED {
+                        let message = format!("the move operations of the patch concern more than {MAX_MOVED} bytes");
+                        return Err(ApiError::new(413, "RequestEntityTooLarge", message));
+                    }
+                    (&*from.path, deep)
+                }
+                PatchOperation::Replace(_) | PatchOperation::Remove(_) | PatchOperation::Test(_) => {
+                    (Pointer::root(), 0)
+                }
+            };
+            if to.as_str().matches('/').count() + deep > MAX_DEPTH {
+                return Err(ApiError::bad_request(format!("the patch nests more than {MAX_DEPTH} levels deep")));
+            }
+            // On a copy of our own, so nothing has to be undone.
+            json_patch::patch_unsafe(&mut object, std::slice::from_ref(operation)).map_err(|mut error| {
+                error.operation = i;
+                ApiError::new(
+                    422,
+                    "Invalid",
+                    format!("the server rejected our request due to an error in our request: {error}"),
+                )
+            })?;
+        }
         Ok(object)
+    }
+}
+
+/// About how many bytes a value is as JSON, and how many levels it has.
+fn extent(value: &Value) -> (usize, usize) {
+    match value {
+        Value::Object(map) => map.iter().fold((2, 1), |(bytes, deep), (key, value)| {
+            let (below, levels) = extent(value);
+            (bytes + key.len() + below + 4, deep.max(levels + 1))
+        }),
+        Value::Array(items) => items.iter().fold((2, 1), |(bytes, deep), item| {
+            let (below, levels) = extent(item);
+            (bytes + below + 1, deep.max(levels + 1))
+        }),
+        Value::String(text) => (text.len() + 2, 1),
+        _ => (4, 1),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Keys, certificates and tokens: who the server is, and who its clients are.
 //!
-//! Only the authority is kept on disk. The server's own certificate is made anew at every start and before it ends,
-//! so it never expires. Client certificates name their role as a DNS name in the `users` domain below; kubeconfigs
+//! Only the authority is kept on disk. The server's own certificate is made anew at every start and when a third of its
+//! time is left, so it never expires. Client certificates name their role as a DNS name in the `users` domain below; kubeconfigs
 //! with fresh ones are written beside the store at every start, and those handed out before stay valid until they
 //! end. Validity starts at the epoch, so a clock that is wrong at boot locks nobody out.
 
@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -24,6 +25,10 @@ use crate::request::User;
 
 /// Domain of the names by which client certificates say their role.
 const USERS: &str = "users.nodelet.dev";
+
+/// 2026-11-21 and the start of 2199, in seconds since the epoch.
+const WRITTEN: i64 = 1_795_219_200;
+const END: i64 = 7_226_582_400;
 
 /// The access files cannot be read or made.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +99,8 @@ pub(crate) struct Pki {
     ca_der: CertificateDer<'static>,
     ca_key: KeyPair,
     tokens: Vec<(Role, [u8; 32])>,
+    /// How long what is issued is valid.
+    lifetime: Duration,
 }
 
 /// A certificate chain with its key, ready for TLS.
@@ -105,8 +112,8 @@ pub(crate) struct Identity {
 }
 
 impl Pki {
-    /// Reads the authority from `dir`, or makes it.
-    pub(crate) fn open(dir: &Path) -> Result<Self, PkiError> {
+    /// Reads the authority from `dir`, or makes it. What it issues is valid for `lifetime`.
+    pub(crate) fn open(dir: &Path, lifetime: Duration) -> Result<Self, PkiError> {
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -125,7 +132,7 @@ impl Pki {
         let ca_pem = read(&cert_path)?;
         let ca_der =
             CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| unusable(&cert_path, format!("{e:?}")))?;
-        let mut pki = Self { dir: dir.into(), ca_pem, ca_der, ca_key, tokens: Vec::new() };
+        let mut pki = Self { dir: dir.into(), ca_pem, ca_der, ca_key, tokens: Vec::new(), lifetime };
         for role in Role::ALL {
             let token = pki.token(role)?;
             pki.tokens.push((role, Sha256::digest(token.trim()).into()));
@@ -135,6 +142,14 @@ impl Pki {
 
     pub(crate) fn authority(&self) -> CertificateDer<'static> {
         self.ca_der.clone()
+    }
+
+    /// When a certificate ends that is issued now, in seconds since the epoch. A clock from before this was written is
+    /// not believed: it would make certificates that end as soon as it is set.
+    pub(crate) fn end(&self) -> i64 {
+        let lifetime = i64::try_from(self.lifetime.as_secs()).unwrap_or(i64::MAX);
+        // Beyond the authority's own end there is nothing to be had.
+        jiff::Timestamp::now().as_second().max(WRITTEN).saturating_add(lifetime).min(END)
     }
 
     fn token(&self, role: Role) -> Result<String, PkiError> {
@@ -155,7 +170,7 @@ impl Pki {
 
     fn issue(&self, mut params: CertificateParams, usage: ExtendedKeyUsagePurpose) -> Result<Identity, PkiError> {
         params.not_before = date_time_ymd(1970, 1, 1);
-        params.not_after = date_time_ymd(this_year() + 2, 1, 1);
+        params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(self.end().unsigned_abs());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];
         params.use_authority_key_identifier_extension = true;
@@ -260,12 +275,6 @@ fn named(name: &str, organisation: Option<&str>) -> DistinguishedName {
     }
     distinguished.push(DnType::CommonName, name);
     distinguished
-}
-
-/// The year by the clock, but none before this was written: a clock at the epoch would make certificates that end
-/// as soon as it is set.
-fn this_year() -> i32 {
-    i32::from(jiff::Zoned::now().year()).max(2026)
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {

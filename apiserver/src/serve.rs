@@ -1,5 +1,6 @@
 //! Listeners: how the API is reached from outside the process.
 
+mod pace;
 mod tls;
 
 use std::io;
@@ -12,21 +13,27 @@ use std::time::Duration;
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pace::{Paced, Phase};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::limits::Limits;
 use crate::pki::{Pki, PkiError};
 use crate::request::User;
 use crate::server::Server;
 use crate::streams::Stopping;
+pub use tls::CertificateState;
 
 /// Connections get this long to finish their requests when the server stops; watches never would.
 const DRAIN: Duration = Duration::from_secs(2);
-/// A client has this long to send its headers, and may leave a connection unused. Go clients close theirs after 90
-/// seconds; one that closes first never meets a request on its way.
-const HEADERS: Duration = Duration::from_secs(100);
+/// A known client may leave a connection unused for so long. Go clients close theirs after 90 seconds; one that closes
+/// first never meets a request on its way.
+const IDLE: Duration = Duration::from_secs(100);
+/// Headers of a request, all together, and what is buffered for a connection. Real servers take 1 MiB.
+const BUFFER: usize = 128 << 10;
 
 /// A listener that cannot be made or kept.
 #[derive(Debug, thiserror::Error)]
@@ -85,18 +92,23 @@ impl Server {
         }
         let listener = bind(path).map_err(failed)?;
         let connections = TaskTracker::new();
+        let slots = Arc::new(Semaphore::new(self.inner.options.limits.connections));
         loop {
-            // Accepting is cancel-safe: a connection that was not returned stays in the queue.
+            // Both are cancel-safe: a slot is given back, a connection that was not returned stays in the queue.
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = async { (slots.clone().acquire_owned().await, listener.accept().await) } => accepted,
                 () = shutdown.cancelled() => break,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(self.clone(), stream, Access::Root, shutdown.clone()));
+                (slot, Ok((stream, _))) => {
+                    let served = connection(self.clone(), stream, Access::Root, shutdown.clone());
+                    connections.spawn(async move {
+                        served.await;
+                        drop(slot);
+                    });
                 }
                 // Out of descriptors, most likely: those that are open have to go first.
-                Err(error) => {
+                (_, Err(error)) => {
                     tracing::warn!(%error, path = %path.display(), "accepting a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -130,8 +142,15 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stopping = Stopping(shutdown.clone());
+    let Limits { receive, send, .. } = server.inner.options.limits;
+    // Whoever has not said who they are does not keep a connection for nothing.
+    let idle = if matches!(access, Access::Network { user: None, .. }) { receive } else { IDLE };
+    let phase = Arc::new(Phase::default());
+    let stream = Paced::new(stream, phase.clone(), receive, send);
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        let server = server.clone();
+        let (server, phase) = (server.clone(), phase.clone());
+        phase.begin();
+        let is_log = request.uri().path().ends_with("/log");
         request.extensions_mut().insert(stopping.clone());
         let user = match &access {
             Access::Root => Ok(User::root()),
@@ -147,12 +166,18 @@ where
                 }
                 Err(refused) => refused.into_response(),
             };
+            if is_log || response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+                phase.be_patient();
+            } else {
+                phase.end();
+            }
             Ok::<_, std::convert::Infallible>(response)
         }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS)
+        .header_read_timeout(idle)
+        .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::pin!(connection);

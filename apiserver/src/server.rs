@@ -16,11 +16,14 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
-use crate::registry::{Registry, Resource, served_definition};
+use crate::limits::{Gate, Limits};
+use crate::registry::{Class, Registry, Resource, served_definition};
 use crate::request::{Context, Target, Trusted, User, segments};
+use crate::serve::CertificateState;
 use crate::status::ApiError;
-use crate::store::{BackupError, Expect, Key, OpenError, Store, Write};
+use crate::store::{BackupError, Copied, Expect, Key, OpenError, Store, Write};
 use crate::streams::{self, StreamServer, Streams};
 use crate::subresources::{SubresourceRequest, Subresources};
 use crate::{access, admission, body, discovery, garbage, represent, verbs};
@@ -41,6 +44,10 @@ pub struct Options {
     pub tls_names: Vec<String>,
     /// Checks beyond the schemas.
     pub validators: Vec<Validator>,
+    /// What clients may take.
+    pub limits: Limits,
+    /// How long the certificates that are issued are valid. They are renewed when a third of that is left.
+    pub certificate_lifetime: Duration,
 }
 
 impl Default for Options {
@@ -51,19 +58,23 @@ impl Default for Options {
             event_ttl: Duration::from_secs(3600),
             tls_names: Vec::new(),
             validators: Vec::new(),
+            limits: Limits::default(),
+            certificate_lifetime: Duration::from_secs(365 * 24 * 3600),
         }
     }
 }
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { store, version, event_ttl, tls_names, validators } = self;
+        let Self { store, version, event_ttl, tls_names, validators, limits, certificate_lifetime } = self;
         f.debug_struct("Options")
             .field("store", store)
             .field("version", version)
             .field("event_ttl", event_ttl)
             .field("tls_names", tls_names)
             .field("validators", &validators.len())
+            .field("limits", limits)
+            .field("certificate_lifetime", certificate_lifetime)
             .finish()
     }
 }
@@ -73,6 +84,8 @@ pub(crate) struct Inner {
     pub(crate) options: Options,
     pub(crate) registry: Arc<Registry>,
     pub(crate) store: Store,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) certificates: watch::Sender<CertificateState>,
 }
 
 /// The server. Clones share everything; when the last one is gone, waiting writes are finished and the store closes.
@@ -99,8 +112,12 @@ impl Server {
         let registry = Arc::new(Registry::new(&resources)?);
         let names = registry.all().iter().map(|r| r.qualified()).collect();
         let (changes, changed) = mpsc::channel();
-        let store = Store::open(&options.store, names, changes)?;
-        let inner = Arc::new(Inner { options, registry, store });
+        let schemas = registry.clone();
+        let store =
+            Store::open(&options.store, names, move |table, object| complete(&schemas, table, object), changes)?;
+        let gate = Gate::new(options.limits.clone());
+        let certificates = watch::Sender::new(CertificateState::default());
+        let inner = Arc::new(Inner { options, registry, store, gate, certificates });
         inner.seed(&resources)?;
         let weak: Weak<Inner> = Arc::downgrade(&inner);
         std::thread::Builder::new()
@@ -128,8 +145,13 @@ impl Server {
     ///
     /// # Errors
     /// When the file exists or cannot be written.
-    pub fn backup(&self, to: &Path) -> Result<(), BackupError> {
-        crate::store::backup(&self.inner.options.store, to)
+    pub fn backup(&self, to: &Path) -> Result<Copied, BackupError> {
+        crate::store::backup(&self.inner.options.store, to, false)
+    }
+
+    /// How the certificates of the TLS listener are, and whenever that changes.
+    pub fn certificates(&self) -> watch::Receiver<CertificateState> {
+        self.inner.certificates.subscribe()
     }
 
     /// The API as a service. Requests are root's unless a [`User`] is among their extensions, so whoever exposes the
@@ -157,13 +179,28 @@ impl Server {
         B::Error: Into<tower::BoxError>,
     {
         let (parts, body) = request.into_parts();
-        let bytes = match Limited::new(body, body::LIMIT).collect().await {
-            Ok(collected) => collected.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => {
-                return ApiError::too_large(body::LIMIT).into_response();
-            }
-            Err(error) => return ApiError::bad_request(format!("reading the body: {error}")).into_response(),
+        if parts.extensions.get::<Trusted>().is_some() {
+            let bytes = match Limited::new(body, body::LIMIT).collect().await {
+                Ok(collected) => collected.to_bytes(),
+                Err(error) if error.is::<LengthLimitError>() => {
+                    return ApiError::too_large(body::LIMIT).into_response();
+                }
+                Err(error) => return ApiError::bad_request(format!("reading the body: {error}")).into_response(),
+            };
+            return self.answer(parts, bytes).await;
+        }
+        let gate = &self.inner.gate;
+        let limited = async {
+            let place = gate.enter(&parts)?;
+            let (bytes, held) = gate.receive(&parts, std::pin::pin!(body)).await?;
+            let response = self.answer(parts, bytes).await;
+            drop(held);
+            gate.send(place, response).await
         };
+        limited.await.unwrap_or_else(ApiError::into_response)
+    }
+
+    async fn answer(&self, parts: http::request::Parts, bytes: Bytes) -> Response<Body> {
         // Boxed: the futures of the verbs are large, and most requests are short-lived.
         // A panic is a bug, and the one who met it is told; everybody else goes on.
         let answered = AssertUnwindSafe(Box::pin(self.route(parts, bytes))).catch_unwind().await;
@@ -276,11 +313,21 @@ impl Server {
     }
 }
 
+/// Gives a stored object the defaults that its schema has gained since, as a server of custom resources does when it
+/// reads. Its version stays: nobody changed it.
+fn complete(registry: &Registry, table: usize, json: &[u8]) -> Option<Bytes> {
+    let resource = registry.all().iter().find(|r| r.table == table && r.class == Class::Custom)?;
+    let before: Value = serde_json::from_slice(json).ok()?;
+    let mut object = before.clone();
+    resource.schema.apply_defaults(&mut object);
+    (object != before).then(|| Bytes::from(object.to_string()))
+}
+
 impl Inner {
     /// Writes what has to exist from the start: the namespaces, and the definitions as objects.
     fn seed(&self, definitions: &[CustomResourceDefinition]) -> Result<(), OpenError> {
         let failed = |detail: String| OpenError::First { detail };
-        let namespaces = self.registry.class(crate::registry::Class::Namespace);
+        let namespaces = self.registry.class(Class::Namespace);
         for name in ["default", "kube-system"] {
             let key = Key::new("", name);
             if self.store.get(namespaces.table, &key).is_some() {

@@ -138,6 +138,12 @@ impl ApiError {
         Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
     }
 
+    pub(crate) fn too_many_requests() -> Self {
+        let mut error = Self::new(429, "TooManyRequests", "Too many requests, please try again later.");
+        error.details = Some(json!({"retryAfterSeconds": 1}));
+        error
+    }
+
     pub(crate) fn expired(wanted: u64, oldest: u64) -> Self {
         Self::new(410, "Expired", format!("too old resource version: {wanted} ({oldest})"))
     }
@@ -184,6 +190,9 @@ impl ApiError {
         let mut response = Response::new(Body::from(self.to_status().to_string()));
         *response.status_mut() = StatusCode::from_u16(self.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if self.code == 429 {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         response
     }
 }

@@ -22,11 +22,10 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{oneshot, watch};
 
-pub(crate) use backup::backup;
-pub use backup::{BackupError, restore};
-pub(crate) use history::{Change, ChangeKind, Subscription, frame};
+pub use backup::{BackupError, Copied, Restored, backup, restore};
+pub(crate) use history::{Change, ChangeKind, frame};
 pub use tables::OpenError;
 
 /// Name of an object within one table.
@@ -182,6 +181,10 @@ pub(crate) enum WriteError {
     NamespaceTerminating,
     #[error("no space left for the store")]
     Full,
+    #[error("the object would be larger than {most} bytes")]
+    TooLarge { most: usize },
+    #[error("the object would be nested more than {most} levels deep")]
+    TooDeep { most: usize },
     #[error("writing the store: {0}")]
     Storage(String),
 }
@@ -242,9 +245,16 @@ impl State {
         self.dependents.get(uid).into_iter().flatten().cloned().collect()
     }
 
-    /// Follows a table from `after` on, or names the oldest version from which it can be followed.
-    pub(crate) fn subscribe(&self, table: usize, after: u64) -> Result<Subscription, u64> {
-        self.tables[table].history.subscribe(after, self.rv)
+    /// Tells of every change to a table that comes after this call, by its version. Fails with the oldest version from
+    /// which the table can be followed if `after` is before that.
+    pub(crate) fn subscribe(&self, table: usize, after: u64) -> Result<watch::Receiver<u64>, u64> {
+        self.tables[table].history.subscribe(after)
+    }
+
+    /// The first changes to a table after a version, none if there is no later one. Fails with the oldest version to
+    /// which this can be answered.
+    pub(crate) fn next_changes(&self, table: usize, after: u64) -> Result<Vec<Arc<Change>>, u64> {
+        self.tables[table].history.next(after)
     }
 
     fn put(&mut self, table: usize, object: Arc<Stored>) -> Option<Arc<Stored>> {
@@ -285,15 +295,17 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens or creates the store for tables of these names. `changes` is sent every committed change.
+    /// Opens or creates the store for tables of these names. `complete` makes the JSON of a stored object that lacks
+    /// something by today's schema. `changes` is sent every committed change.
     pub(crate) fn open(
         path: &Path,
         names: Vec<String>,
+        complete: impl Fn(usize, &[u8]) -> Option<Bytes>,
         changes: mpsc::Sender<(usize, Arc<Change>)>,
     ) -> Result<Self, OpenError> {
         let (connection, lock) = tables::open(path)?;
         let mut state = State::new(names.len());
-        tables::load(path, &connection, &names, &mut state)?;
+        tables::load(path, &connection, &names, complete, &mut state)?;
         let state = Arc::new(RwLock::new(state));
         let (jobs, waiting) = mpsc::channel();
         let writer = writer::Writer { connection, names, state: state.clone(), changes };
@@ -339,7 +351,7 @@ impl Store {
         if rv >= state.rv {
             return Ok(current);
         }
-        let changes = state.tables[table].history.since(rv)?;
+        let changes: Vec<_> = state.tables[table].history.since(rv)?.collect();
         let mut objects: BTreeMap<Key, Arc<Stored>> = current.into_iter().map(|o| (o.key.clone(), o)).collect();
         for change in changes.iter().rev() {
             if namespace.is_some_and(|n| *change.object.key.namespace != *n) {
@@ -369,11 +381,4 @@ impl Drop for Store {
             let _ = writer.join();
         }
     }
-}
-
-/// Changes sent to every watcher of a table; one that lags this far behind is cut off.
-const WATCH_BUFFER: usize = 1024;
-
-fn watch_channel() -> broadcast::Sender<Arc<Change>> {
-    broadcast::channel(WATCH_BUFFER).0
 }

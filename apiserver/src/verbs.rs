@@ -41,6 +41,8 @@ fn refused(inner: &Inner, resource: &Resource, key: &Key, error: WriteError) -> 
                 inner.options.store.display()
             ),
         ),
+        WriteError::TooLarge { most } => ApiError::too_large(most),
+        WriteError::TooDeep { .. } => ApiError::bad_request(error.to_string()),
         WriteError::Storage(detail) => ApiError::internal(format!("the store: {detail}")),
     }
 }

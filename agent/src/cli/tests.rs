@@ -234,3 +234,53 @@ async fn no_agent_is_told_as_such() {
          No such file or directory (os error 2)"
     );
 }
+
+#[tokio::test]
+async fn the_store_is_copied_while_in_use_and_put_back_while_not() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let bench = Bench::start().await;
+    let data = format!("--data-dir={}", bench.directory.path().display());
+    let file = bench.directory.path().join("copy.db");
+    let name = file.to_str().expect("text").to_owned();
+    bench.apply(&bench.file("shop.yaml", SHOP)).await;
+    let made = bench.run(&["backup", &name, &data]).await;
+    assert!(made.starts_with("DIR/copy.db: ") && made.contains(" objects at version "), "{made}");
+    assert_eq!(std::fs::metadata(&file).expect("is there").permissions().mode() & 0o777, 0o600);
+    let again = bench.run(&["backup", &name, &data]).await;
+    assert_eq!(
+        again,
+        "error: DIR/copy.db exists: choose another name, or say that it may be replaced (--force)\n[exit 1]\n"
+    );
+    assert!(bench.run(&["backup", &name, &data, "--force", "-o", "json"]).await.contains("\"objects\": "));
+
+    bench.run(&["delete", "workload", "web", "-n", "shop", "--no-wait"]).await;
+    let running = bench.run(&["restore", &name, &data]).await;
+    assert!(running.starts_with("error: the agent has to be stopped for a restore"), "{running}");
+    let Bench { directory, shutdown, server, output } = bench;
+    shutdown.cancel();
+    server.expect("runs").await.expect("no panic");
+    let bench = Bench { directory, shutdown, server: None, output };
+    // The server's threads let go of the store a moment after its last handle.
+    let restored = loop {
+        let said = bench.run(&["restore", &name, &data]).await;
+        if !said.contains("has to be stopped") {
+            break said;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(restored.starts_with("DIR/store.db: ") && restored.contains("going on at version 1000"), "{restored}");
+    assert!(restored.contains("the store of before is DIR/store.db.before-restore-"), "{restored}");
+    // It works without an agent, too, and what it took is what there is now.
+    assert!(bench.run(&["backup", &name, &data, "--force"]).await.contains(" objects at version 1000"));
+    let options = nodelet_apiserver::Options { store: bench.directory.path().join("store.db"), ..Default::default() };
+    let server = nodelet_apiserver::Server::open(options, nodelet_crds::crds()).expect("opens");
+    let maps: kube::Api<k8s_openapi::api::core::v1::ConfigMap> = kube::Api::namespaced(server.client("shop"), "shop");
+    maps.get("web").await.expect("is back");
+    let nothing = bench.run(&["backup", &name, "--data-dir=/nowhere", "--force"]).await;
+    assert!(nothing.contains("/nowhere/store.db does not exist"), "{nothing}");
+    let wrong = bench.file("wrong.db", "not a store");
+    drop(server);
+    let wrong = bench.run(&["restore", wrong.to_str().expect("text"), &format!("{data}/other")]).await;
+    assert!(wrong.contains("wrong.db cannot be restored; the store is as it was"), "{wrong}");
+}

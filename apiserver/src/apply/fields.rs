@@ -104,21 +104,6 @@ impl FieldSet {
         Self { member: self.member && !other.member, children: left.collect() }
     }
 
-    /// Those paths of this set that lead to something in an object whose fields are `present`.
-    pub(crate) fn present_in(&self, present: &Self) -> Self {
-        let kept = self.children.iter().filter_map(|(key, ours)| {
-            let there = present.children.get(key)?;
-            // A leaf may be a map whose fields came later, and the other way round.
-            let kept = if there.children.is_empty() || ours.children.is_empty() {
-                ours.clone()
-            } else {
-                ours.present_in(there)
-            };
-            (!kept.is_empty()).then(|| (key.clone(), kept))
-        });
-        Self { member: self.member, children: kept.collect() }
-    }
-
     /// Takes out a field, named by the steps to it, and everything below.
     pub(crate) fn remove(&mut self, path: &[&str]) {
         match path {

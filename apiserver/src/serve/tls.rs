@@ -25,10 +25,21 @@ use crate::status::ApiError;
 
 /// A client has this long to complete the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Connections at a time; more wait in the kernel's queue.
-const CONNECTIONS: usize = 1024;
-/// The server's certificate and the kubeconfigs are made anew this often.
-const RENEWAL: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How often the certificates are looked at, at most: a clock that is set may bring their end near.
+const LOOK: Duration = Duration::from_secs(3600);
+
+/// How the certificates of the TLS listener are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CertificateState {
+    /// When the certificate in use ends, in seconds since the epoch; 0 before there is one.
+    pub expires: i64,
+    /// Certificates issued since the start.
+    pub issued: u64,
+    /// Renewals that failed since the start. The certificate in use stays in use.
+    pub failures: u64,
+    /// What went wrong with the last renewal, if it failed.
+    pub failure: Option<String>,
+}
 
 impl Server {
     /// Serves TLS 1.3 at `listen` until `shutdown`. The authority and the bearer tokens are kept in `pki_dir`, and
@@ -51,22 +62,21 @@ impl Server {
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let dir = pki_dir.to_owned();
-        let names = self.inner.options.tls_names.clone();
-        let prepare = move || prepare(&dir, address, &names);
+        let options = &self.inner.options;
+        let (names, lifetime) = (options.tls_names.clone(), options.certificate_lifetime);
+        let prepare = move || prepare(&dir, address, &names, lifetime);
         let (pki, certificate) = tokio::task::spawn_blocking(prepare)
             .await
             .map_err(|error| ServeError::Listen { listen, source: std::io::Error::other(error) })??;
         let config = config(&pki, certificate.clone())?;
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let connections = TaskTracker::new();
-        let slots = Arc::new(Semaphore::new(CONNECTIONS));
-        connections.spawn(renew(
-            pki.clone(),
-            certificate,
-            address,
-            self.inner.options.tls_names.clone(),
-            shutdown.clone(),
-        ));
+        let slots = Arc::new(Semaphore::new(options.limits.connections));
+        self.inner.certificates.send_modify(|state| {
+            state.expires = pki.end();
+            state.issued += 1;
+        });
+        connections.spawn(renew(self.clone(), pki.clone(), certificate, address, shutdown.clone()));
         if let Some(bound) = bound {
             // Whoever asked may have given up since.
             let _ = bound.send(address);
@@ -99,8 +109,13 @@ impl Server {
     }
 }
 
-fn prepare(dir: &Path, address: SocketAddr, names: &[String]) -> Result<(Arc<Pki>, Arc<Current>), PkiError> {
-    let pki = Pki::open(dir)?;
+fn prepare(
+    dir: &Path,
+    address: SocketAddr,
+    names: &[String],
+    lifetime: Duration,
+) -> Result<(Arc<Pki>, Arc<Current>), PkiError> {
+    let pki = Pki::open(dir, lifetime)?;
     pki.write_kubeconfigs(address)?;
     let current = Current::new(pki.server(address, names)?)?;
     Ok((Arc::new(pki), Arc::new(current)))
@@ -156,28 +171,56 @@ impl ResolvesServerCert for Current {
     }
 }
 
-/// Makes certificates anew long before they end. Failing to is said and tried again next time.
-async fn renew(
-    pki: Arc<Pki>,
-    current: Arc<Current>,
-    address: SocketAddr,
-    names: Vec<String>,
-    shutdown: CancellationToken,
-) {
+/// Makes certificates anew long before they end. Failing to is said, shown and tried again; the one in use stays.
+async fn renew(server: Server, pki: Arc<Pki>, current: Arc<Current>, address: SocketAddr, shutdown: CancellationToken) {
+    let options = server.inner.options.clone();
+    let left = options.certificate_lifetime / 3;
     loop {
         // Both only wait.
         tokio::select! {
-            () = tokio::time::sleep(RENEWAL) => {}
+            () = tokio::time::sleep(LOOK.min(left / 4)) => {}
             () = shutdown.cancelled() => return,
         }
-        let renewed = pki
-            .server(address, &names)
-            .and_then(|identity| current.replace(identity))
-            .and_then(|()| pki.write_kubeconfigs(address));
-        if let Err(error) = renewed {
-            tracing::warn!(error = %error, "renewing certificates");
+        let CertificateState { expires, failure, .. } = server.inner.certificates.borrow().clone();
+        // The clock may be years behind or ahead; what counts is what it says to clients.
+        if failure.is_none() && i128::from(expires) - i128::from(now()) > i128::from(left.as_secs()) {
+            continue;
         }
+        let (pki, current, names) = (pki.clone(), current.clone(), options.tls_names.clone());
+        let renewed = tokio::task::spawn_blocking(move || {
+            let expires = pki.end();
+            current.replace(pki.server(address, &names)?)?;
+            Ok::<_, PkiError>((expires, pki.write_kubeconfigs(address)))
+        });
+        let renewed = renewed
+            .await
+            .unwrap_or_else(|error| Err(PkiError::Content { path: "certificate".into(), detail: error.to_string() }));
+        let failure = match &renewed {
+            Ok((_, Ok(()))) => None,
+            Ok((_, Err(error))) | Err(error) => Some(said(error)),
+        };
+        if let Some(failure) = &failure {
+            tracing::warn!(error = failure, "renewing certificates; what is in use stays in use");
+        }
+        server.inner.certificates.send_modify(|state| {
+            // The server's own certificate is new even if the kubeconfigs could not be written.
+            if let Ok((expires, _)) = &renewed {
+                state.expires = *expires;
+                state.issued += 1;
+            }
+            state.failures += u64::from(failure.is_some());
+            state.failure = failure;
+        });
     }
+}
+
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+fn said(error: &PkiError) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    format!("{error}{cause}")
 }
 
 async fn serve(

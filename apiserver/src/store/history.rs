@@ -3,17 +3,20 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::Value;
-use tokio::sync::broadcast;
+use tokio::sync::watch;
 
-use super::{Key, Stored, watch_channel};
+use super::{Key, Stored};
 
-/// Changes kept for watchers that reconnect, and the memory they may hold.
+/// Changes kept, for watchers that reconnect as for those that read slowly, and the memory they may hold. A watcher
+/// that falls behind further than this is cut off.
 const KEPT: usize = 2048;
-const KEPT_BYTES: usize = 1 << 20;
+const KEPT_BYTES: usize = 4 << 20;
+/// What a watcher takes at once. It is all that a watcher holds which does not read.
+const TAKEN_BYTES: usize = 64 << 10;
 
 /// What happened to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +43,8 @@ pub(crate) struct Change {
     /// The new version; for a deletion the last one, with the version of the deletion.
     pub(crate) object: Arc<Stored>,
     pub(crate) previous: Option<Arc<Stored>>,
-    frame: Bytes,
+    /// The watch event as it goes over the wire, made once for all watchers.
+    pub(crate) frame: Bytes,
 }
 
 impl Change {
@@ -52,11 +56,6 @@ impl Change {
 
     pub(crate) fn rv(&self) -> u64 {
         self.object.rv
-    }
-
-    /// The watch event as it goes over the wire, made once for all watchers.
-    pub(crate) fn frame(&self) -> Bytes {
-        self.frame.clone()
     }
 }
 
@@ -96,23 +95,20 @@ pub(super) fn object_in(kind: &str, frame: &[u8]) -> Range<usize> {
     BEFORE_KIND.len() + kind.len() + BEFORE_OBJECT.len()..frame.len() - AFTER_OBJECT.len()
 }
 
-/// Changes of a table from some version on: first those that already happened, then the live ones.
 #[derive(Debug)]
-pub(crate) struct Subscription {
-    pub(crate) missed: Vec<Arc<Change>>,
-    pub(crate) live: broadcast::Receiver<Arc<Change>>,
-    /// The version of the store at the moment of subscribing.
-    pub(crate) current: u64,
-}
-
-#[derive(Debug, Default)]
 pub(super) struct History {
     changes: VecDeque<Arc<Change>>,
     bytes: usize,
     /// Every change after this version is in `changes`.
     complete_after: u64,
-    /// Made for the first watcher: its slots are there from the start, and most tables are never watched.
-    live: OnceLock<broadcast::Sender<Arc<Change>>>,
+    /// The version of the last change, for those who wait for one.
+    live: watch::Sender<u64>,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { changes: VecDeque::new(), bytes: 0, complete_after: 0, live: watch::Sender::new(0) }
+    }
 }
 
 impl History {
@@ -122,29 +118,42 @@ impl History {
     }
 
     pub(super) fn push(&mut self, change: Arc<Change>) {
-        self.bytes += change.object.json.len();
-        self.changes.push_back(change.clone());
+        self.bytes += change.frame.len();
+        self.changes.push_back(change);
         while self.changes.len() > KEPT || (self.bytes > KEPT_BYTES && self.changes.len() > 1) {
             let Some(oldest) = self.changes.pop_front() else { break };
-            self.bytes -= oldest.object.json.len();
+            self.bytes -= oldest.frame.len();
             self.complete_after = oldest.rv();
-        }
-        // Without watchers there is nobody to tell.
-        if let Some(live) = self.live.get() {
-            let _ = live.send(change);
         }
     }
 
+    /// Who has to be told of changes once the state can be read.
+    pub(super) fn live(&self) -> &watch::Sender<u64> {
+        &self.live
+    }
+
     /// The changes after `rv`, or the oldest version to which this can be answered.
-    pub(super) fn since(&self, rv: u64) -> Result<Vec<Arc<Change>>, u64> {
+    pub(super) fn since(&self, rv: u64) -> Result<impl Iterator<Item = &Arc<Change>>, u64> {
         if rv < self.complete_after {
             return Err(self.complete_after);
         }
         let first = self.changes.partition_point(|change| change.rv() <= rv);
-        Ok(self.changes.range(first..).cloned().collect())
+        Ok(self.changes.range(first..))
     }
 
-    pub(super) fn subscribe(&self, after: u64, current: u64) -> Result<Subscription, u64> {
-        Ok(Subscription { missed: self.since(after)?, live: self.live.get_or_init(watch_channel).subscribe(), current })
+    /// The first of the changes after `rv`: at least one if there is any.
+    pub(super) fn next(&self, rv: u64) -> Result<Vec<Arc<Change>>, u64> {
+        let mut bytes = 0;
+        let fits = |change: &&Arc<Change>| {
+            let first = bytes == 0;
+            bytes += change.frame.len();
+            first || bytes <= TAKEN_BYTES
+        };
+        Ok(self.since(rv)?.take_while(fits).cloned().collect())
+    }
+
+    pub(super) fn subscribe(&self, after: u64) -> Result<watch::Receiver<u64>, u64> {
+        self.since(after).map(drop)?;
+        Ok(self.live.subscribe())
     }
 }

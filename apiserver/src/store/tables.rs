@@ -4,14 +4,17 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OpenFlags, params};
+use sha2::{Digest, Sha256};
 
 use super::{Key, State, Stored};
 
 /// Steps that bring a database from one schema version to the next; the first makes it.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE objects (
         resource  TEXT NOT NULL,
         namespace TEXT NOT NULL,
@@ -23,7 +26,23 @@ const MIGRATIONS: &[&str] = &["
     );
     CREATE TABLE counter (id INTEGER PRIMARY KEY CHECK (id = 1), rv INTEGER NOT NULL);
     INSERT INTO counter VALUES (1, 1);
-"];
+",
+    // What a row's other columns add up to. Null is a row from before.
+    "ALTER TABLE objects ADD COLUMN sum INTEGER;",
+];
+
+/// What a row adds up to: SQLite finds damage to its own structures, this finds damage to what is in them.
+pub(super) fn sum(resource: &str, key: &Key, uid: &str, rv: u64, json: &[u8]) -> i64 {
+    let mut digest = Sha256::new();
+    for part in [resource.as_bytes(), key.namespace.as_bytes(), key.name.as_bytes(), uid.as_bytes()] {
+        digest.update(part);
+        digest.update([0]);
+    }
+    digest.update(rv.to_le_bytes());
+    digest.update(json);
+    let digest: [u8; 32] = digest.finalize().into();
+    digest.iter().take(8).fold(0, |sum, byte| (sum << 8) | i64::from(*byte))
+}
 
 /// The store cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +67,8 @@ pub enum OpenError {
     },
     /// It was written by a newer release.
     #[error(
-        "{path} has schema version {found}, this release knows {known}: start the newer nodelet again, or restore a \
-         backup made by this one (nodelet restore FILE)"
+        "{path} has schema version {found}, this release knows {known}: start the newer nodelet again, or put back a \
+         backup of this one's (`nodelet restore FILE`); running containers are not touched"
     )]
     Newer {
         /// The store.
@@ -61,8 +80,8 @@ pub enum OpenError {
     },
     /// It fails the integrity check.
     #[error(
-        "{path} is damaged ({detail}): move it away and restore a backup (nodelet restore FILE), or start empty; \
-         running containers are not touched"
+        "{path} is damaged ({detail}): put back a backup (`nodelet restore FILE`, which keeps this one beside it), or \
+         move it and its -wal away to start empty; running containers are not touched"
     )]
     Corrupt {
         /// The store.
@@ -100,33 +119,69 @@ pub(super) fn open(path: &Path) -> Result<(Connection, File), OpenError> {
         std::fs::create_dir_all(parent).map_err(|source| OpenError::File { path: parent.into(), source })?;
     }
     let lock = lock(path)?;
-    let is_new = !path.exists();
-    if is_new {
-        // Secrets live in it: nobody else may read it, from the first byte.
-        private().create(true).open(path).map_err(|source| OpenError::File { path: path.into(), source })?;
+    let damaged = |detail: &str| OpenError::Corrupt { path: path.into(), detail: detail.into() };
+    let size = |path: &Path| std::fs::metadata(path).map(|m| m.len()).ok();
+    match size(path) {
+        None if size(&beside(path, "-wal")).is_some_and(|size| size > 0) => {
+            return Err(damaged("the file is gone, what belongs to it is not"));
+        }
+        // Made whole under another name first, so that an empty file is always damage.
+        None => make(path)?,
+        Some(0) => return Err(damaged("the file is empty")),
+        Some(_) => {}
     }
     let database = |source| classify(path, source);
-    let mut connection = Connection::open(path).map_err(database)?;
+    let mut connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(database)?;
     connection
         .execute_batch(
             "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA cache_size=-1024; PRAGMA foreign_keys=ON; \
              PRAGMA journal_size_limit=4194304; PRAGMA wal_autocheckpoint=1000;",
         )
         .map_err(database)?;
-    if !is_new {
-        let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(database)?;
-        if verdict != "ok" {
-            return Err(OpenError::Corrupt { path: path.into(), detail: verdict });
-        }
+    // A backup under way holds a lock for moments.
+    connection.busy_timeout(Duration::from_secs(10)).map_err(database)?;
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(database)?;
+    if verdict != "ok" {
+        return Err(damaged(&verdict));
+    }
+    // SQLite takes what is shorter than a page for a database with nothing in it.
+    if schema_version(path, &connection)? == 0 {
+        return Err(damaged("it is not a store"));
     }
     migrate(path, &mut connection)?;
     Ok((connection, lock))
 }
 
-pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
+/// Makes a store with nothing in it.
+fn make(path: &Path) -> Result<(), OpenError> {
+    let fresh = beside(path, ".new");
+    let file = |source| OpenError::File { path: fresh.clone(), source };
+    let _ = std::fs::remove_file(&fresh);
+    // Secrets live in it: nobody else may read it, from the first byte.
+    let opened = private().create_new(true).open(&fresh).map_err(file)?;
+    let mut connection = Connection::open(&fresh).map_err(|source| classify(path, source))?;
+    migrate(&fresh, &mut connection)?;
+    connection.close().map_err(|(_, source)| classify(path, source))?;
+    opened.sync_all().map_err(file)?;
+    put_in_place(&fresh, path).map_err(|source| OpenError::File { path: path.into(), source })
+}
+
+/// Renames, durably.
+pub(super) fn put_in_place(fresh: &Path, path: &Path) -> std::io::Result<()> {
+    std::fs::rename(fresh, path)?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
+}
+
+/// A name beside another.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock_path = PathBuf::from(name);
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
+    let lock_path = beside(path, ".lock");
     let file = private()
         .create(true)
         .truncate(false)
@@ -146,14 +201,36 @@ pub(super) fn private() -> OpenOptions {
     options
 }
 
-pub(super) fn migrate(path: &Path, connection: &mut Connection) -> Result<(), OpenError> {
-    let database = |source| classify(path, source);
-    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(database)?;
+/// The schema version of a store, if this release can read it.
+pub(super) fn schema_version(path: &Path, connection: &Connection) -> Result<usize, OpenError> {
+    let found: i64 =
+        connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(|source| classify(path, source))?;
     let known = MIGRATIONS.len() as i64;
     if found > known {
         return Err(OpenError::Newer { path: path.into(), found, known });
     }
-    for (i, step) in MIGRATIONS.iter().enumerate().skip(usize::try_from(found).unwrap_or(0)) {
+    Ok(usize::try_from(found).unwrap_or(0))
+}
+
+/// Brings a store to this release's schema. One that holds something is copied first, to `*.schema-N`, for the release
+/// that made it.
+pub(super) fn migrate(path: &Path, connection: &mut Connection) -> Result<(), OpenError> {
+    let database = |source| classify(path, source);
+    let found = schema_version(path, connection)?;
+    if found > 0 && found < MIGRATIONS.len() {
+        let copy = beside(path, &format!(".schema-{found}"));
+        let _ = std::fs::remove_file(&copy);
+        let copied = private().create_new(true).open(&copy).map_err(|error| error.to_string()).and_then(|_| {
+            let target = copy.to_string_lossy();
+            connection.execute("VACUUM INTO ?1", params![target]).map_err(|error| error.to_string())
+        });
+        // Going on without is better than no agent; each step below is whole or not at all.
+        if let Err(error) = copied {
+            tracing::warn!(error, path = %copy.display(), "copying the store before its schema changes");
+            let _ = std::fs::remove_file(&copy);
+        }
+    }
+    for (i, step) in MIGRATIONS.iter().enumerate().skip(found) {
         let transaction = connection.transaction().map_err(database)?;
         transaction.execute_batch(step).map_err(database)?;
         transaction.pragma_update(None, "user_version", i as i64 + 1).map_err(database)?;
@@ -162,30 +239,69 @@ pub(super) fn migrate(path: &Path, connection: &mut Connection) -> Result<(), Op
     Ok(())
 }
 
-/// Reads every object of the named tables. Objects of other resources stay in the file untouched: a release that
-/// knows their kind finds them again.
-pub(super) fn load(path: &Path, connection: &Connection, names: &[String], state: &mut State) -> Result<(), OpenError> {
-    let database = |source| classify(path, source);
-    let ids: HashMap<&str, usize> = names.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
-    state.rv = connection
-        .query_row("SELECT rv FROM counter", [], |row| row.get::<_, i64>(0))
-        .map_err(database)?
-        .unsigned_abs();
-    let mut select = connection.prepare("SELECT resource, namespace, name, rv, json FROM objects").map_err(database)?;
-    let mut rows = select.query(params![]).map_err(database)?;
-    while let Some(row) = rows.next().map_err(database)? {
-        let text = |i: usize| row.get_ref(i).and_then(|v| Ok(v.as_str()?));
-        let Some(table) = ids.get(text(0).map_err(database)?) else { continue };
-        let key = Key::new(text(1).map_err(database)?, text(2).map_err(database)?);
-        let rv = row.get::<_, i64>(3).map_err(database)?.unsigned_abs();
-        let json = Bytes::copy_from_slice(text(4).map_err(database)?.as_bytes());
-        let stored = Stored::read(key.clone(), rv, json).map_err(|error| OpenError::Corrupt {
+/// One row of the store, checked.
+pub(super) struct Row {
+    pub(super) resource: String,
+    pub(super) stored: Stored,
+}
+
+/// Reads every object that `wanted` asks for by its resource, and the counter.
+pub(super) fn each(
+    path: &Path,
+    connection: &Connection,
+    mut wanted: impl FnMut(&str) -> bool,
+    mut seen: impl FnMut(Row),
+) -> Result<u64, OpenError> {
+    // A table or column that is missing is damage too.
+    let damaged = |source: rusqlite::Error| OpenError::Corrupt { path: path.into(), detail: source.to_string() };
+    let counter: i64 = connection.query_row("SELECT rv FROM counter", [], |row| row.get(0)).map_err(damaged)?;
+    let mut highest = counter.unsigned_abs();
+    let mut select =
+        connection.prepare("SELECT resource, namespace, name, uid, rv, json, sum FROM objects").map_err(damaged)?;
+    let mut rows = select.query(params![]).map_err(damaged)?;
+    while let Some(row) = rows.next().map_err(damaged)? {
+        let text = |i: usize| row.get_ref(i).and_then(|v| Ok(v.as_str()?)).map_err(damaged);
+        let resource = text(0)?;
+        if !wanted(resource) {
+            continue;
+        }
+        let key = Key::new(text(1)?, text(2)?);
+        let rv = row.get::<_, i64>(4).map_err(damaged)?.unsigned_abs();
+        let json = text(5)?.as_bytes();
+        let broken = |detail: &str| OpenError::Corrupt {
             path: path.into(),
-            detail: format!("{} {}/{}: {error}", names[*table], key.namespace, key.name),
-        })?;
-        state.put(*table, Arc::new(stored));
+            detail: format!("{resource} {}/{}: {detail}", key.namespace, key.name),
+        };
+        let known: Option<i64> = row.get(6).map_err(damaged)?;
+        if known.is_some_and(|known| known != sum(resource, &key, text(3).unwrap_or_default(), rv, json)) {
+            return Err(broken("the checksum is wrong"));
+        }
+        let stored =
+            Stored::read(key.clone(), rv, Bytes::copy_from_slice(json)).map_err(|error| broken(&error.to_string()))?;
+        highest = highest.max(rv);
+        seen(Row { resource: resource.to_owned(), stored });
     }
-    let rv = state.rv;
+    Ok(highest)
+}
+
+/// Reads every object of the named tables; `complete` makes the JSON of one that lacks something by today's schema.
+/// Objects of other resources stay in the file untouched: a release that knows their kind finds them again.
+pub(super) fn load(
+    path: &Path,
+    connection: &Connection,
+    names: &[String],
+    complete: impl Fn(usize, &[u8]) -> Option<Bytes>,
+    state: &mut State,
+) -> Result<(), OpenError> {
+    let ids: HashMap<&str, usize> = names.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
+    let add = |Row { resource, stored }: Row| {
+        let Some(table) = ids.get(resource.as_str()) else { return };
+        let completed =
+            complete(*table, &stored.json).and_then(|json| Stored::read(stored.key.clone(), stored.rv, json).ok());
+        state.put(*table, Arc::new(completed.unwrap_or(stored)));
+    };
+    let rv = each(path, connection, |resource| ids.contains_key(resource), add)?;
+    state.rv = rv;
     for table in &mut state.tables {
         table.history.start_at(rv);
     }

@@ -1,16 +1,22 @@
 //! The thread that writes: many waiting writes, one transaction, one sync of the disk.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, RwLock, mpsc};
 
 use rusqlite::{Connection, ErrorCode, params};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::{Change, ChangeKind, Expect, Job, Key, State, Stored, Write, WriteError, WriteResult, write_lock};
+use super::{Change, ChangeKind, Expect, Job, Key, State, Stored, Write, WriteError, WriteResult, tables, write_lock};
 
-/// Writes that may share a transaction. Bounds the wait of the first one.
+/// Writes that may share a transaction, and the bytes after which no more join it. Bounds the wait of the first one,
+/// and lets watchers keep up: the bytes are well below what [`super::history`] keeps.
 const BATCH: usize = 256;
+const BATCH_BYTES: usize = 1 << 20;
+/// Largest object, as JSON. Bodies are limited, but patches can make objects grow.
+const MAX_OBJECT: usize = 2 << 20;
+/// Deepest object. The parser that reads it back gives up at 128.
+const MAX_DEPTH: usize = 120;
 
 pub(super) struct Writer {
     pub(super) connection: Connection,
@@ -32,15 +38,18 @@ impl Writer {
     /// Writes until every [`super::Store`] handle is gone.
     pub(super) fn run(mut self, jobs: &mpsc::Receiver<Job>) {
         while let Ok(first) = jobs.recv() {
-            let mut batch = vec![first];
+            let mut batch = VecDeque::from([first]);
             batch.extend(jobs.try_iter().take(BATCH - 1));
-            self.write(batch);
+            while !batch.is_empty() {
+                self.write(&mut batch);
+            }
         }
         // Leaves one plain file behind; failing to is harmless, the log is read at the next start.
         let _ = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
     }
 
-    fn write(&mut self, batch: Vec<Job>) {
+    /// Writes some of the batch, at least the first.
+    fn write(&mut self, batch: &mut VecDeque<Job>) {
         let start = self.state.read().unwrap_or_else(|p| p.into_inner()).rv;
         let mut rv = start;
         let mut pending = Pending::new();
@@ -68,14 +77,17 @@ impl Writer {
     /// does not hold are answered at once and do not concern the others.
     fn transact(
         &mut self,
-        batch: Vec<Job>,
+        batch: &mut VecDeque<Job>,
         rv: &mut u64,
         pending: &mut Pending,
         done: &mut Vec<Done>,
     ) -> rusqlite::Result<()> {
         let transaction = self.connection.transaction()?;
         let mut failure = None;
-        for (write, reply) in batch {
+        let mut bytes = 0;
+        while bytes < BATCH_BYTES
+            && let Some((write, reply)) = batch.pop_front()
+        {
             let previous = match check(&self.state, pending, &write) {
                 Ok(previous) => previous,
                 Err(error) => {
@@ -83,10 +95,20 @@ impl Writer {
                     continue;
                 }
             };
+            let Write { table, key, object, remove, .. } = write;
+            if !remove && is_deeper_than(&object, MAX_DEPTH) {
+                let _ = reply.send(Err(WriteError::TooDeep { most: MAX_DEPTH }));
+                continue;
+            }
+            let change = change(*rv + 1, key.clone(), object, remove, previous);
+            if !remove && change.object.json.len() > MAX_OBJECT {
+                let _ = reply.send(Err(WriteError::TooLarge { most: MAX_OBJECT }));
+                continue;
+            }
             *rv += 1;
-            let (table, key, remove) = (write.table, write.key.clone(), write.remove);
-            let change = change(*rv, write, previous);
-            pending.insert((table, key), (!remove).then(|| change.object.clone()));
+            bytes += change.object.json.len();
+            let at = (table, key);
+            pending.insert(at, (!remove).then(|| change.object.clone()));
             if failure.is_none() {
                 failure = store(&transaction, &self.names[table], &change).err();
             }
@@ -112,6 +134,13 @@ impl Writer {
             state.tables[*table].history.push(change.clone());
         }
         state.rv = rv;
+        let tables: BTreeSet<usize> = done.iter().map(|done| done.table).collect();
+        let waiting: Vec<_> = tables.into_iter().map(|table| state.tables[table].history.live().clone()).collect();
+        // Those who wake read the state.
+        drop(state);
+        for live in waiting {
+            live.send_replace(rv);
+        }
     }
 }
 
@@ -140,17 +169,26 @@ fn check(state: &RwLock<State>, pending: &Pending, write: &Write) -> Result<Opti
     Ok(current)
 }
 
-fn change(rv: u64, write: Write, previous: Option<Arc<Stored>>) -> Change {
-    let mut object = write.object;
+fn change(rv: u64, key: Key, mut object: Value, remove: bool, previous: Option<Arc<Stored>>) -> Change {
     if !object.is_object() {
         object = Value::Object(serde_json::Map::new());
     }
-    let kind = match (write.remove, &previous) {
+    let kind = match (remove, &previous) {
         (true, _) => ChangeKind::Deleted,
         (false, None) => ChangeKind::Added,
         (false, Some(_)) => ChangeKind::Modified,
     };
-    Change::new(kind, write.key, rv, object, previous)
+    Change::new(kind, key, rv, object, previous)
+}
+
+/// Whether a value has more than so many levels.
+fn is_deeper_than(value: &Value, levels: usize) -> bool {
+    let Some(below) = levels.checked_sub(1) else { return true };
+    match value {
+        Value::Array(items) => items.iter().any(|item| is_deeper_than(item, below)),
+        Value::Object(map) => map.values().any(|item| is_deeper_than(item, below)),
+        _ => false,
+    }
 }
 
 fn store(transaction: &Connection, resource: &str, change: &Change) -> rusqlite::Result<()> {
@@ -163,12 +201,13 @@ fn store(transaction: &Connection, resource: &str, change: &Change) -> rusqlite:
         return Ok(());
     }
     let json = std::str::from_utf8(&object.json).unwrap_or("{}");
+    let sum = tables::sum(resource, &object.key, &object.uid, object.rv, json.as_bytes());
     transaction
         .prepare_cached(
-            "INSERT INTO objects (resource, namespace, name, uid, rv, json) VALUES (?1, ?2, ?3, ?4, ?5, ?6) \
-             ON CONFLICT (resource, namespace, name) DO UPDATE SET uid = ?4, rv = ?5, json = ?6",
+            "INSERT INTO objects (resource, namespace, name, uid, rv, json, sum) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) \
+             ON CONFLICT (resource, namespace, name) DO UPDATE SET uid = ?4, rv = ?5, json = ?6, sum = ?7",
         )?
-        .execute(params![resource, namespace, name, &*object.uid, object.rv as i64, json])?;
+        .execute(params![resource, namespace, name, &*object.uid, object.rv as i64, json, sum])?;
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! Following changes: what happened since a version, and what happens from now on.
 //!
-//! A change is serialised once for all watchers of a table. A watcher that cannot keep up is cut off with
-//! `410 Expired` and lists again; nothing is buffered for it without end.
+//! A change is serialised once for all watchers of a table. Nothing is buffered for a watcher: it reads the history of
+//! the table as fast as its client takes what it sends. One that falls behind the history is cut off with
+//! `410 Expired` and lists again.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -12,8 +13,7 @@ use bytes::Bytes;
 use futures::stream;
 use http::{HeaderValue, Response, header};
 use serde_json::{Value, json};
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep_until};
 
 use crate::registry::{Registry, Resource, View};
@@ -21,7 +21,7 @@ use crate::request::{Context, Form, Target};
 use crate::selector::Selector;
 use crate::server::Inner;
 use crate::status::ApiError;
-use crate::store::{Change, ChangeKind, Stored, Subscription};
+use crate::store::{Change, ChangeKind, Stored};
 use crate::{represent, store};
 
 /// A watch without a time limit of its own ends after this, as on a real server after 30 to 60 minutes.
@@ -61,6 +61,7 @@ pub(crate) fn watch(inner: &Arc<Inner>, context: &Context, target: &Target<'_>) 
         bookmarks,
         ready: VecDeque::new(),
         live: None,
+        seen: 0,
         deadline: Instant::now() + timeout,
         next_bookmark: Instant::now() + BOOKMARK,
         first: true,
@@ -76,6 +77,14 @@ pub(crate) fn watch(inner: &Arc<Inner>, context: &Context, target: &Target<'_>) 
     Ok(response)
 }
 
+/// What a client is told next.
+enum Next {
+    /// An object that was there at the start.
+    Object(Arc<Stored>),
+    Change(Arc<Change>),
+    Frame(Bytes),
+}
+
 struct Watcher {
     registry: Arc<Registry>,
     resource: usize,
@@ -84,9 +93,11 @@ struct Watcher {
     namespace: Option<String>,
     selector: Selector,
     bookmarks: bool,
-    ready: VecDeque<Bytes>,
+    ready: VecDeque<Next>,
     /// `None` once nothing more will come.
-    live: Option<Receiver<Arc<Change>>>,
+    live: Option<Receiver<u64>>,
+    /// Every change up to this version is told, or among `ready`.
+    seen: u64,
     deadline: Instant,
     next_bookmark: Instant,
     /// Whether no event has been sent yet; a Table names its columns in the first one.
@@ -98,7 +109,7 @@ impl Watcher {
     fn start(&mut self, inner: &Inner, after: Option<u64>, all_first: bool, end_mark: bool) {
         let registry = self.registry.clone();
         let resource = registry.get(self.resource);
-        let (subscription, objects) = {
+        let (subscription, objects, current) = {
             let state = inner.store.read();
             let current = state.rv;
             if after.is_some_and(|after| after > current) {
@@ -108,21 +119,14 @@ impl Watcher {
                 return;
             }
             let objects = if all_first { state.list(resource.table, self.namespace.as_deref()) } else { Vec::new() };
-            let from = if all_first { current } else { after.unwrap_or(current) };
-            (state.subscribe(resource.table, from), objects)
+            self.seen = if all_first { current } else { after.unwrap_or(current) };
+            (state.subscribe(resource.table, self.seen), objects, current)
         };
-        let Subscription { missed, live, current } = match subscription {
-            Ok(subscription) => subscription,
+        let live = match subscription {
+            Ok(live) => live,
             Err(oldest) => return self.expired(&ApiError::expired(after.unwrap_or_default(), oldest)),
         };
-        for object in objects {
-            if self.selector.matches(&object) {
-                self.push("ADDED", &object);
-            }
-        }
-        for change in missed {
-            self.take(&change);
-        }
+        self.ready.extend(objects.into_iter().filter(|object| self.selector.matches(object)).map(Next::Object));
         if end_mark && self.bookmarks {
             self.bookmark(current, true);
         }
@@ -131,26 +135,50 @@ impl Watcher {
 
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(frame) = self.ready.pop_front() {
-                return Some(frame);
+            while let Some(next) = self.ready.pop_front() {
+                if let Some(frame) = self.frame(next) {
+                    return Some(frame);
+                }
+            }
+            // Noted before looking, so that what comes after the look wakes.
+            self.live.as_mut()?.borrow_and_update();
+            self.fetch()?;
+            if !self.ready.is_empty() {
+                continue;
             }
             let live = self.live.as_mut()?;
             let wake = self.deadline.min(self.next_bookmark);
-            // Receiving is cancel-safe: a change that was not returned is received again.
-            let received = tokio::select! {
-                received = live.recv() => Some(received),
+            // Waiting is cancel-safe: a change that was not seen is seen again.
+            let changed = tokio::select! {
+                changed = live.changed() => Some(changed),
                 () = sleep_until(wake) => None,
             };
-            match received {
-                Some(Ok(change)) => self.take(&change),
-                Some(Err(RecvError::Lagged(missed))) => {
-                    let message = format!("the watch fell {missed} changes behind and is cut off: list again");
-                    self.expired(&ApiError::new(410, "Expired", message));
-                }
-                Some(Err(RecvError::Closed)) => return None,
+            match changed {
+                Some(Ok(())) => {}
+                Some(Err(_)) => return None,
                 None => self.tick(),
             }
         }
+    }
+
+    /// Takes the next changes from the history; `None` if the server is gone.
+    fn fetch(&mut self) -> Option<()> {
+        let inner = self.inner.upgrade()?;
+        let table = self.registry.get(self.resource).table;
+        let found = inner.store.read().next_changes(table, self.seen);
+        match found {
+            Ok(changes) => {
+                if let Some(last) = changes.last() {
+                    self.seen = last.rv();
+                }
+                self.ready.extend(changes.into_iter().map(Next::Change));
+            }
+            Err(oldest) => {
+                let (seen, message) = (self.seen, "the watch fell too far behind and is cut off: list again");
+                self.expired(&ApiError::new(410, "Expired", format!("{message} ({seen}, {oldest})")));
+            }
+        }
+        Some(())
     }
 
     /// Sends a bookmark if it is time, and ends the watch if it is over.
@@ -158,10 +186,11 @@ impl Watcher {
         let now = Instant::now();
         self.next_bookmark = now + BOOKMARK;
         let ended = now >= self.deadline;
-        if let (true, Some(inner), Some(live)) = (self.bookmarks, self.inner.upgrade(), &self.live) {
+        if let (true, Some(inner)) = (self.bookmarks, self.inner.upgrade()) {
+            let table = self.registry.get(self.resource).table;
             let state = inner.store.read();
-            // Under the lock nothing is published, so with nothing waiting the client has seen everything.
-            let settled = live.is_empty().then_some(state.rv);
+            // With no later change in its table, the client has seen everything there is.
+            let settled = state.next_changes(table, self.seen).is_ok_and(|later| later.is_empty()).then_some(state.rv);
             drop(state);
             if let Some(rv) = settled {
                 self.bookmark(rv, false);
@@ -172,51 +201,58 @@ impl Watcher {
         }
     }
 
-    fn take(&mut self, change: &Change) {
-        if self.namespace.as_deref().is_some_and(|n| *change.object.key.namespace != *n) {
-            return;
-        }
-        let registry = self.registry.clone();
-        let resource = registry.get(self.resource);
-        if self.selector.is_everything() {
-            if self.context.form == Form::Object && resource.view == View::Stored {
-                self.first = false;
-                self.ready.push_back(change.frame());
-            } else {
-                self.push(change.kind.name(), &change.object);
-            }
-            return;
-        }
-        let was = change.previous.as_ref().is_some_and(|previous| self.selector.matches(previous));
-        let is = change.kind != ChangeKind::Deleted && self.selector.matches(&change.object);
-        match (was, is) {
-            (false, false) => {}
-            (false, true) => self.push("ADDED", &change.object),
-            (true, true) => self.push("MODIFIED", &change.object),
-            (true, false) if change.kind == ChangeKind::Deleted => self.push("DELETED", &change.object),
-            (true, false) => {
-                // It left the selection: shown as it was when it still belonged to it.
-                if let Some(previous) = &change.previous {
-                    self.push("DELETED", &Stored::new(previous.key.clone(), change.rv(), previous.value()));
-                }
-            }
+    /// The event that tells of something, if it concerns this watch.
+    fn frame(&mut self, next: Next) -> Option<Bytes> {
+        match next {
+            Next::Frame(frame) => Some(frame),
+            Next::Object(object) => Some(self.event("ADDED", &object)),
+            Next::Change(change) => self.change(&change),
         }
     }
 
-    fn push(&mut self, kind: &str, object: &Stored) {
-        let registry = self.registry.clone();
-        let bytes = represent::object_bytes(&self.context, registry.get(self.resource), object, self.first);
+    fn change(&mut self, change: &Change) -> Option<Bytes> {
+        if self.namespace.as_deref().is_some_and(|n| *change.object.key.namespace != *n) {
+            return None;
+        }
+        let kind = if self.selector.is_everything() {
+            change.kind
+        } else {
+            let was = change.previous.as_ref().is_some_and(|previous| self.selector.matches(previous));
+            let is = change.kind != ChangeKind::Deleted && self.selector.matches(&change.object);
+            match (was, is) {
+                (false, false) => return None,
+                (false, true) => ChangeKind::Added,
+                (true, true) => ChangeKind::Modified,
+                (true, false) if change.kind == ChangeKind::Deleted => ChangeKind::Deleted,
+                (true, false) => {
+                    // It left the selection: shown as it was when it still belonged to it.
+                    let previous = change.previous.as_ref()?;
+                    let shown = Stored::new(previous.key.clone(), change.rv(), previous.value());
+                    return Some(self.event("DELETED", &shown));
+                }
+            }
+        };
+        let is_shared = self.context.form == Form::Object && self.registry.get(self.resource).view == View::Stored;
+        if is_shared && kind == change.kind {
+            self.first = false;
+            return Some(change.frame.clone());
+        }
+        Some(self.event(kind.name(), &change.object))
+    }
+
+    fn event(&mut self, kind: &str, object: &Stored) -> Bytes {
+        let bytes = represent::object_bytes(&self.context, self.registry.get(self.resource), object, self.first);
         self.first = false;
-        self.ready.push_back(store::frame(kind, &bytes));
+        store::frame(kind, &bytes)
     }
 
     fn bookmark(&mut self, rv: u64, end_of_initial: bool) {
         let object = bookmark(self.registry.get(self.resource), self.context.form, rv, end_of_initial);
-        self.ready.push_back(store::frame("BOOKMARK", object.to_string().as_bytes()));
+        self.ready.push_back(Next::Frame(store::frame("BOOKMARK", object.to_string().as_bytes())));
     }
 
     fn expired(&mut self, error: &ApiError) {
-        self.ready.push_back(store::frame("ERROR", error.to_status().to_string().as_bytes()));
+        self.ready.push_back(Next::Frame(store::frame("ERROR", error.to_status().to_string().as_bytes())));
         self.live = None;
     }
 }
