@@ -62,7 +62,10 @@ struct Tls {
 
 impl Tls {
     async fn start() -> Self {
-        let api = Fixture::new();
+        Self::over(Fixture::new()).await
+    }
+
+    async fn over(api: Fixture) -> Self {
         let shutdown = CancellationToken::new();
         let (bound, address) = tokio::sync::oneshot::channel();
         let task = tokio::spawn({
@@ -149,6 +152,52 @@ async fn kubeconfigs_outlive_a_restart_of_the_listener() {
     maps.list(&Default::default()).await.unwrap();
     shutdown.cancel();
     task.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_are_renewed_while_serving() {
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let options = nodelet_apiserver::Options {
+        store: dir.path().join("store.db"),
+        certificate_lifetime: std::time::Duration::from_secs(6),
+        ..Default::default()
+    };
+    let server = nodelet_apiserver::Server::open(options, vec![]).unwrap();
+    let tls = Tls::over(Fixture { server, dir }).await;
+    let mut state = tls.api.server.certificates();
+    let first = state.borrow_and_update().clone();
+    assert_eq!((first.issued, first.failures), (1, 0));
+    // A connection from before, over which a watch goes on.
+    let maps: Api<ConfigMap> = Api::default_namespaced(tls.client("admin.kubeconfig").await);
+    let mut watch = std::pin::pin!(maps.watch(&Default::default(), "0").await.unwrap());
+    // What a renewal needs is in the way.
+    std::fs::create_dir(tls.file("admin.kubeconfig.new")).unwrap();
+    let started = std::time::Instant::now();
+    let mut failed = false;
+    while started.elapsed() < std::time::Duration::from_secs(14) {
+        // A new connection each time, long after the first certificate ended.
+        assert_eq!(tls.raw("/readyz", None).await, 200);
+        let now = state.borrow_and_update().clone();
+        if now.failure.is_some() && !failed {
+            assert!(now.failure.unwrap().contains("admin.kubeconfig"));
+            assert!(now.expires > first.expires, "the server's own is new all the same");
+            std::fs::remove_dir(tls.file("admin.kubeconfig.new")).unwrap();
+            failed = true;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    let now = state.borrow_and_update().clone();
+    assert!(failed && now.failure.is_none() && now.failures >= 1 && now.issued >= 4, "{now:?}");
+    assert!(now.expires >= first.expires + 8, "{first:?} {now:?}");
+    // The kubeconfig on disk is as new, the listener was never gone, and the watch is the one from before.
+    let maps: Api<ConfigMap> = Api::default_namespaced(tls.client("admin.kubeconfig").await);
+    let map = serde_json::from_value(json!({"metadata": {"name": "m"}})).unwrap();
+    maps.create(&Default::default(), &map).await.unwrap();
+    let seen = futures::TryStreamExt::try_next(&mut watch).await.unwrap();
+    assert!(matches!(seen, Some(kube::core::WatchEvent::Added(_))), "{seen:?}");
+    assert!(!tls.task.is_finished());
+    tls.shutdown.cancel();
+    tls.task.await.unwrap().unwrap();
 }
 
 /// The session that the documentation promises, through the kubectl of this machine; nothing without one.

@@ -121,7 +121,7 @@ async fn a_watcher_that_does_not_read_is_cut_off() {
     let api = Fixture::new();
     let response = api.send(Request::get(format!("{CONFIG_MAPS}?watch=true")).body(Body::empty()).unwrap()).await;
     api.post(CONFIG_MAPS, json!({"metadata": {"name": "a"}})).await;
-    for i in 0..1200 {
+    for i in 0..2200 {
         api.patch(&format!("{CONFIG_MAPS}/a"), MERGE, json!({"data": {"k": i.to_string()}})).await;
     }
     let seen = read(response.into_body(), 2000).await;
