@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use nodelet_drivers::images::{Error, Images as _, Options};
+use nodelet_drivers::images::{Damage, Error, Images as _, Options};
 use nodelet_tests::containerd::Release;
 use nodelet_tests::fault_proxy::Fault;
 use rand::Rng as _;
@@ -40,6 +40,8 @@ on_each_containerd! {
     an_expired_token_is_renewed_in_the_middle_of_a_layer,
     twenty_images_transfer_each_blob_once,
     a_slow_image_delays_no_other,
+    damage_is_found_and_put_right,
+    a_hostile_layer_is_refused_and_leaves_nothing,
 }
 
 /// Not a test: the process that others start to kill it.
@@ -256,6 +258,75 @@ async fn a_slow_image_delays_no_other(release: Release) {
     for pull in slow {
         assert!(!pull.is_finished(), "the slow ones are still at it");
         pull.abort();
+    }
+}
+
+async fn damage_is_found_and_put_right(release: Release) {
+    let Some(mut world) = World::start(release).await else { return };
+    world.registry.push("app:1", &[random_layer("a", 3 << 20), random_layer("b", 1 << 20), random_layer("c", 1000)]);
+    let wish = fetch(&world.proxy.name("app:1"));
+    let image = world.images(Options::default()).fetch(&wish, silent()).await.expect("a pull");
+    world.proxy.take();
+    let root = world.node.dir().join("root");
+    let snapshots: Vec<_> = files(&root.join("io.containerd.snapshotter.v1.overlayfs/snapshots"));
+    let blobs = files(&root.join("io.containerd.content.v1.content/blobs"));
+    let size = |path: &std::path::PathBuf| std::fs::metadata(path).expect("a file").len();
+    let largest = blobs.iter().max_by_key(|path| size(path)).expect("blobs").clone();
+    let file = snapshots.iter().find(|path| path.ends_with("fs/b")).expect("the layer's file").clone();
+    let cut = |path: &std::path::PathBuf, to: u64| {
+        std::fs::File::options().write(true).open(path).expect("a file").set_len(to).expect("truncating")
+    };
+    for (blob, snapshot) in [(true, false), (false, true), (true, true)] {
+        // What a power cut leaves: containerd knows the names, and the files are shorter than they should be.
+        world.node.kill();
+        if blob {
+            cut(&largest, 1000);
+        }
+        if snapshot {
+            cut(&file, 10);
+        }
+        world.node.restart().await;
+        let images = world.images(Options::default());
+        let damage = images.verify(&wish.reference).await.expect("an answer");
+        let (blobs, snapshots): (Vec<_>, Vec<_>) = damage.iter().partition(|d| matches!(d, Damage::Blob { .. }));
+        assert_eq!((blobs.len(), snapshots.len()), (usize::from(blob), usize::from(snapshot)), "{damage:?}");
+        let again = images.repair(&wish, &damage, silent()).await.expect("repairing");
+        assert_eq!(again, image);
+        world.assert_whole(&wish, &image).await;
+        assert_eq!(size(&file), 1 << 20);
+        let bytes = world.proxy.take().bytes();
+        assert!(
+            blob == (bytes > 3 << 20) && bytes < (3 << 20) + (64 << 10),
+            "only the damaged blob comes again: {bytes}"
+        );
+    }
+    world.assert_leaves_nothing(&wish.reference).await;
+}
+
+async fn a_hostile_layer_is_refused_and_leaves_nothing(release: Release) {
+    let Some(world) = World::start(release).await else { return };
+    for (i, (name, kind)) in
+        [("../../escaped", tar::EntryType::Regular), ("dev/sda", tar::EntryType::Block)].into_iter().enumerate()
+    {
+        let mut header = tar::Header::new_gnu();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_entry_type(kind);
+        header.set_mode(0o666);
+        header.set_size(0);
+        header.set_device_major(8).expect("a number");
+        header.set_device_minor(0).expect("a number");
+        header.set_cksum();
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append(&header, std::io::empty()).expect("memory takes every byte");
+        let hostile = nodelet_drivers::testing::Layer(tar.into_inner().expect("memory"));
+        world.registry.push(&format!("hostile{i}:1"), &[random_layer("base", 100), hostile]);
+        let wish = fetch(&world.proxy.name(&format!("hostile{i}:1")));
+        let images = world.images(Options::default());
+        let error = images.fetch(&wish, silent()).await.expect_err(name);
+        assert_eq!(error.reason(), "LayerRefused", "{}", chain(&error));
+        assert!(chain(&error).contains("escaped") || chain(&error).contains("dev/sda"), "{}", chain(&error));
+        assert_eq!(images.list().await.expect("an answer"), []);
+        world.assert_leaves_nothing(&wish.reference).await;
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) fn layers(manifest: &Manifest, diff_ids: &[Digest], chain: &[Digest])
 ///
 /// The layer is extracted by us into a snapshot of its own, beside the others of its image, and put on top of its
 /// parent when that is there. What we do not do ourselves containerd does, in the order of the layers; see
-/// docs/decisions/0012.
+/// docs/decisions/0013.
 ///
 /// # Errors
 /// [`Error::Refused`] and [`Error::Corrupt`] for the layer's own faults, else [`Error::Failed`]; nothing stays behind.

@@ -1,6 +1,6 @@
 //! A private containerd, a registry, the fault proxy between them, and a process that pulls and can be killed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -210,4 +210,14 @@ pub async fn pull_as_child() {
     let containerd = nodelet_drivers::containerd::Containerd::new(PathBuf::from(address), namespace, "overlayfs");
     let images = ContainerdImages::new(containerd.expect("valid names"), Options::default());
     images.fetch(&fetch(reference), silent()).await.expect("the pull succeeds unless it is killed");
+}
+
+/// All files below a directory.
+pub fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
 }
