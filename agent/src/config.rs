@@ -157,6 +157,10 @@ pub struct ImagesConfiguration {
     pub gc: GcConfiguration,
     /// Registry hosts and mirrors, in containerd's `certs.d` layout.
     pub registries_dir: PathBuf,
+    /// Credentials for registries when a pull brings none: a file like Docker's `config.json`; empty for none.
+    pub credentials_file: PathBuf,
+    /// Bytes in a second from registries, over all pulls; 0 is no limit.
+    pub max_bytes_per_second: u64,
 }
 
 impl Default for ImagesConfiguration {
@@ -166,6 +170,8 @@ impl Default for ImagesConfiguration {
             parallel_layers: 4,
             gc: GcConfiguration::default(),
             registries_dir: "/etc/containerd/certs.d".into(),
+            credentials_file: PathBuf::new(),
+            max_bytes_per_second: 0,
         }
     }
 }

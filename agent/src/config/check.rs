@@ -132,6 +132,9 @@ pub(super) fn check(configuration: &NodeletConfiguration) -> Vec<Finding> {
         found.push("images.gc.lowPercent", problem, "a value not above it", "lower it");
     }
     found.absolute("images.registriesDir", &images.registries_dir);
+    if !images.credentials_file.as_os_str().is_empty() {
+        found.absolute("images.credentialsFile", &images.credentials_file);
+    }
     found.0
 }
 

@@ -59,6 +59,8 @@ pub(super) fn assemble(configuration: &NodeletConfiguration, logger: PathBuf) ->
         parallel_pulls: usize::try_from(images.parallel_pulls).unwrap_or(usize::MAX),
         parallel_layers: usize::try_from(images.parallel_layers).unwrap_or(usize::MAX),
         registries_dir: Some(images.registries_dir.clone()).filter(|directory| directory != Path::new("")),
+        credentials_file: Some(images.credentials_file.clone()).filter(|file| file != Path::new("")),
+        max_bytes_per_second: Some(images.max_bytes_per_second),
         ..Default::default()
     };
     let parent = CgroupPath::new(&runtime.cgroup_parent).map_err(Error::CgroupParent)?;
