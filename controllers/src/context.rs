@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -183,12 +184,20 @@ impl Context {
     where
         K: Resource<DynamicType = ()>,
     {
+        self.event_about(object, type_, reason, note, None).await;
+    }
+
+    /// [`Context::event`] about a part of `object`, such as a file: each part has its own Event.
+    pub async fn event_about<K>(&self, object: &K, type_: EventType, reason: &str, note: String, part: Option<&str>)
+    where
+        K: Resource<DynamicType = ()>,
+    {
         let event = Event {
             type_,
             reason: reason.to_owned(),
             note: Some(truncate(note, 1024)),
             action: reason.to_owned(),
-            secondary: None,
+            secondary: part.map(|name| ObjectReference { name: Some(name.to_owned()), ..Default::default() }),
         };
         if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
             tracing::warn!(error = %chain(&error), reason, "publishing an event");

@@ -215,18 +215,19 @@ impl Pass<'_> {
     async fn follow(self, state: PullState) -> Outcome {
         let Self { ctx, object, .. } = self;
         // What is there and still wanted goes on to serve.
-        let old = self.observed.present.clone().filter(|image| {
-            let wanted = self.desired.fetch.as_ref().is_some_and(|fetch| image.is_signed_by(&fetch.signers));
-            wanted && !self.observed.edited
-        });
+        let wanted = |image: &&DriverImage| {
+            self.desired.fetch.as_ref().is_some_and(|fetch| image.is_signed_by(&fetch.signers))
+        };
+        let old = self.observed.present.as_ref().filter(wanted);
+        let edited = self.observed.edited;
         match state {
             PullState::Running(transfer) => {
                 if transfer.started {
                     let note = format!("Pulling {}", object.spec.reference);
                     ctx.event(object, EventType::Normal, reasons::PULLING, note).await;
                 }
-                match old {
-                    Some(image) => self.keep(&image).await,
+                match old.filter(|_| !edited) {
+                    Some(image) => self.keep(image).await,
                     None => {
                         let part = progress::moving(self.part(), &transfer);
                         let reason = status::reason_of(part.phase);
@@ -247,8 +248,8 @@ impl Pass<'_> {
                 ctx.event(object, EventType::Warning, kind.reason(), next.clone()).await;
                 let message = format!("{next} in {} s", retry_in.as_secs() + 1);
                 // Nobody may overlook that somebody pushed what nobody signed.
-                let serves = plan::keeps_old(self.desired.policy) && kind != FailureKind::Unsigned;
-                match self.observed.present.as_ref().filter(|_| serves && old.is_some()) {
+                let serves = plan::keeps_old(self.desired.policy, edited) && kind != FailureKind::Unsigned;
+                match old.filter(|_| serves) {
                     Some(image) => {
                         let part = NodeImage { message, ..image_ready(self.part(), image) };
                         publish(ctx, object, part, reasons::PULLED).await;
@@ -279,7 +280,7 @@ impl Pass<'_> {
         let problem = self.schedule.as_ref().and_then(|schedule| schedule.problem.clone());
         let (part, reason) = match problem {
             None => (part, reasons::PULLED),
-            Some((_, message)) if plan::keeps_old(self.desired.policy) => {
+            Some((_, message)) if plan::keeps_old(self.desired.policy, false) => {
                 (NodeImage { message, ..part }, reasons::PULLED)
             }
             Some((reason, message)) => (NodeImage { message, phase: ImagePhase::Failed, ..part }, reason),

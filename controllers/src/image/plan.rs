@@ -61,7 +61,7 @@ pub enum Plan {
     },
 }
 
-/// An edit may come with a push; what was fetched for it just now is new enough.
+/// What somebody fetched just now is new enough for the first look at it.
 const JUST_NOW: Duration = Duration::from_secs(10);
 
 /// Decides.
@@ -91,13 +91,20 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         },
         // Just fetched is as good as present; it may have been removed by another hand since.
         (PullPolicy::IfNotPresent, _) => Plan::Fetch { fresh: Duration::ZERO },
+        // An edit may come with a push.
+        (PullPolicy::Always | PullPolicy::Newer, _) if observed.edited => Plan::Fetch { fresh: Duration::ZERO },
         (PullPolicy::Always | PullPolicy::Newer, _) => Plan::Fetch { fresh: JUST_NOW },
     }
 }
 
-/// Whether what is there serves although the registry does not answer.
-pub fn keeps_old(policy: PullPolicy) -> bool {
-    policy != PullPolicy::Always
+/// Whether what is there serves although the registry does not answer. After an edit something else may be meant, which
+/// only `Newer` puts up with.
+pub fn keeps_old(policy: PullPolicy, edited: bool) -> bool {
+    match policy {
+        PullPolicy::Always => false,
+        PullPolicy::Newer => true,
+        PullPolicy::IfNotPresent | PullPolicy::Never => !edited,
+    }
 }
 
 #[cfg(test)]
@@ -146,11 +153,11 @@ mod tests {
             (Never, false, here(false, none), keep()),
             (Never, false, here(true, none), keep()),
             (Always, false, here(false, none), fetch(Duration::MAX)),
-            (Always, false, here(true, none), fetch(JUST_NOW)),
+            (Always, false, here(true, none), fetch(Duration::ZERO)),
             (Always, false, absent(false, none), fetch(JUST_NOW)),
             // A restart of the agent asks no sooner than the schedule says; an edit does.
             (Always, false, here(false, In(soon)), Plan::Keep(image(), Some(soon))),
-            (Always, false, here(true, In(soon)), fetch(JUST_NOW)),
+            (Always, false, here(true, In(soon)), fetch(Duration::ZERO)),
             (Always, false, here(false, Due), Plan::Resolve(image())),
             (Newer, false, here(false, none), fetch(Duration::MAX)),
             (Newer, false, absent(false, none), fetch(JUST_NOW)),
