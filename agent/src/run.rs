@@ -151,7 +151,10 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
     let mut serving = Tasks::new();
     serve_api(&configuration, &server, &mut serving);
     let certificates = api_metrics::Certificates::register(&registry)?.follow(server.certificates(), serving.token());
-    serving.spawn("the metrics of the API", async { Ok::<_, std::convert::Infallible>(certificates.await) });
+    serving.spawn("the metrics of the API", async {
+        certificates.await;
+        Ok::<_, std::convert::Infallible>(())
+    });
     let (ready, readiness) = watch::channel(http::Readiness::default());
     let runtime_ready = watch::Sender::new(false);
     if !configuration.observability.listen.is_empty() {

@@ -178,8 +178,8 @@ async fn certificates_are_renewed_while_serving() {
         // A new connection each time, long after the first certificate ended.
         assert_eq!(tls.raw("/readyz", None).await, 200);
         let now = state.borrow_and_update().clone();
-        if now.failure.is_some() && !failed {
-            assert!(now.failure.unwrap().contains("admin.kubeconfig"));
+        if let (Some(failure), false) = (&now.failure, failed) {
+            assert!(failure.contains("admin.kubeconfig"));
             assert!(now.expires > first.expires, "the server's own is new all the same");
             std::fs::remove_dir(tls.file("admin.kubeconfig.new")).unwrap();
             failed = true;

@@ -215,9 +215,8 @@ impl Pass<'_> {
     async fn follow(self, state: PullState) -> Outcome {
         let Self { ctx, object, .. } = self;
         // What is there and still wanted goes on to serve.
-        let wanted = |image: &&DriverImage| {
-            self.desired.fetch.as_ref().is_some_and(|fetch| image.is_signed_by(&fetch.signers))
-        };
+        let wanted =
+            |image: &&DriverImage| self.desired.fetch.as_ref().is_some_and(|fetch| image.is_signed_by(&fetch.signers));
         let old = self.observed.present.as_ref().filter(wanted);
         let edited = self.observed.edited;
         match state {

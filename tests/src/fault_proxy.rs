@@ -7,8 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -99,7 +98,7 @@ pub struct FaultProxy {
     /// The port on 127.0.0.1.
     pub port: u16,
     state: Arc<Mutex<State>>,
-    ended: Arc<AtomicBool>,
+    ended: Arc<End>,
 }
 
 impl FaultProxy {
@@ -111,7 +110,7 @@ impl FaultProxy {
         let (state, ended) = (proxy.state.clone(), proxy.ended.clone());
         std::thread::spawn(move || {
             for client in listener.incoming() {
-                if ended.load(Ordering::SeqCst) {
+                if ended.is_over() {
                     return;
                 }
                 let (Ok(client), state, ended) = (client, state.clone(), ended.clone()) else { continue };
@@ -168,13 +167,13 @@ impl FaultProxy {
 
 impl Drop for FaultProxy {
     fn drop(&mut self) {
-        self.ended.store(true, Ordering::SeqCst);
+        self.ended.over();
         // Wakes the listener, which then sees that it is over.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -184,7 +183,7 @@ struct Exchange {
     port: u16,
     target: u16,
     state: Arc<Mutex<State>>,
-    ended: Arc<AtomicBool>,
+    ended: Arc<End>,
 }
 
 /// The head of a request or an answer.
@@ -347,10 +346,30 @@ impl Exchange {
 
     /// Waits, but not beyond the end of the proxy.
     fn wait(&self, time: Duration) {
-        let begin = Instant::now();
-        while begin.elapsed() < time && !self.ended.load(Ordering::SeqCst) {
-            std::thread::sleep(time.saturating_sub(begin.elapsed()).min(Duration::from_millis(50)));
-        }
+        self.ended.wait(time);
+    }
+}
+
+/// The end of a proxy, for those who wait.
+#[derive(Debug, Default)]
+struct End {
+    over: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl End {
+    fn over(&self) {
+        *lock(&self.over) = true;
+        self.changed.notify_all();
+    }
+
+    fn is_over(&self) -> bool {
+        *lock(&self.over)
+    }
+
+    /// Waits for the end, but not longer than this.
+    fn wait(&self, time: Duration) {
+        let _ = self.changed.wait_timeout_while(lock(&self.over), time, |over| !*over);
     }
 }
 

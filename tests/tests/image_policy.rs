@@ -63,7 +63,8 @@ spec:
 }
 
 fn image(spec: &Value) -> String {
-    json!({"apiVersion": "nodelet.dev/v1alpha1", "kind": "Image", "metadata": {"name": "app"}, "spec": spec}).to_string()
+    json!({"apiVersion": "nodelet.dev/v1alpha1", "kind": "Image", "metadata": {"name": "app"}, "spec": spec})
+        .to_string()
 }
 
 fn image_id(workload: &Value) -> String {

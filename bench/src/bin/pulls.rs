@@ -130,7 +130,7 @@ fn pull(tool: &str, name: &str, release: Release, storage: &Path) -> Result<Opti
             let config = fs::read_to_string(node.config())?.replace("logLevel: debug", "logLevel: info");
             fs::write(node.config(), config)?;
             node.start_agent()?;
-            // Its first seconds are its own.
+            #[expect(clippy::disallowed_methods, reason = "its first second is its own, and nothing tells its end")]
             std::thread::sleep(Duration::from_secs(1));
             let wish = format!(
                 "apiVersion: nodelet.dev/v1alpha1\nkind: Image\nmetadata: {{name: bench}}\nspec: {{reference: '{reference}'}}\n"

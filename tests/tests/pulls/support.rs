@@ -25,7 +25,8 @@ impl World {
     /// On the distribution's containerd, or on 2.x.
     pub async fn start(release: Release) -> Option<World> {
         let Some(programs) = release.programs() else {
-            eprintln!("no containerd {release:?} on this machine: left out");
+            #[allow(clippy::print_stderr, reason = "shown by the test runner")]
+            let () = eprintln!("no containerd {release:?} on this machine: left out");
             return None;
         };
         let node = PrivateContainerd::start_with(programs.join("containerd")).await;
@@ -106,6 +107,7 @@ impl Registry {
         let begin = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(begin.elapsed() < Duration::from_secs(20), "docker-registry does not answer");
+            #[allow(clippy::disallowed_methods, reason = "a thread of its own, and nothing tells when a port is open")]
             std::thread::sleep(Duration::from_millis(10));
         }
         registry

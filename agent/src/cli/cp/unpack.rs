@@ -29,7 +29,7 @@ pub(super) fn unpack(pieces: mpsc::Receiver<Bytes>, depth: usize, destination: &
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 // A link that is in the way is replaced, not followed.
-                if inside.as_os_str().len() > 0 && target.is_symlink() {
+                if !inside.as_os_str().is_empty() && target.is_symlink() {
                     std::fs::remove_file(&target)?;
                 }
                 let mut file = std::fs::File::create(&target)?;
