@@ -17,7 +17,7 @@ use crate::client::{Apply, Kind};
 
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
-    /// The image: [registry/]name[:tag][@sha256:…]
+    /// The image: `[registry/]name[:tag][@sha256:…]`
     #[arg(value_name = "REFERENCE")]
     reference: String,
     /// Name of the Image object. Default: made from the reference
