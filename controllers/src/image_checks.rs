@@ -1,8 +1,8 @@
 //! Images that may be damaged are read in full before anything is started from them, and repaired.
 //!
 //! A power cut can leave files of an image empty or torn although containerd counts it as there. So after a boot that
-//! no orderly stop of the agent preceded, every image is checked at its first use; and at any time one whose container
-//! does not start for a reason that damage can have, once. What differs is dropped, unpacked from what is sound or
+//! no orderly stop of the agent preceded, every image is checked at its first use; and at any time, once, one whose
+//! container does not start for a reason that damage can have, or ends as soon as it is started. What differs is dropped, unpacked from what is sound or
 //! fetched again, and told. Nothing is started from the image meanwhile.
 
 mod boot;
@@ -20,6 +20,14 @@ use nodelet_drivers::images::{Damage, Fetch, normalize};
 use crate::backoff::Backoff;
 use crate::context::{Context, chain};
 use boot::Boot;
+
+/// Who ends sooner has hardly begun.
+const AT_ONCE: Duration = Duration::from_secs(5);
+/// So many such ends in a row are no accident.
+const IN_A_ROW: u32 = 2;
+/// How shells, loaders and the kernel say that a file is not what it should be: cannot be executed, not found, an
+/// illegal instruction, a page that is not there, an address that is none.
+const DAMAGED_CODES: [u32; 5] = [126, 127, 128 + 4, 128 + 7, 128 + 11];
 
 /// What is known of an image that is on the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +90,20 @@ impl ImageChecks {
         let Ok(name) = normalize(reference) else { return };
         let mut state = self.lock();
         if shows_damage(reason) && !state.cleared.contains(&name) {
+            state.suspects.insert(name);
+        }
+    }
+
+    /// A container ended by itself with `code` after `ran`, and `failures` before it did in a row: its image is checked
+    /// if damage may be the reason. A program that cannot be executed is, to who started it, one that ends at once.
+    pub(crate) fn ended(&self, reference: &str, code: u32, ran: Duration, failures: u32) {
+        let at_once = code != 0 && ran < AT_ONCE;
+        if !at_once || (failures < IN_A_ROW && !DAMAGED_CODES.contains(&code)) {
+            return;
+        }
+        let Ok(name) = normalize(reference) else { return };
+        let mut state = self.lock();
+        if !state.cleared.contains(&name) {
             state.suspects.insert(name);
         }
     }

@@ -475,7 +475,9 @@ pub trait Images: Send + Sync {
     async fn verify(&self, reference: &str) -> Result<Vec<Damage>, Error>;
 
     /// Makes the image whole again: drops the damaged blobs, fetches what is missing, unpacks the damaged snapshots
-    /// anew. Snapshots in use are exchanged under their name; a running container keeps what it has mounted.
+    /// anew. It stays what it was, by its digest, and the registry is asked for nothing but what is damaged; only what
+    /// that has no more either is replaced by what the reference stands for now. Snapshots in use are exchanged under
+    /// their name; a running container keeps what it has mounted.
     async fn repair(&self, fetch: &Fetch, damage: &[Damage], progress: OnProgress) -> Result<Image, Error>;
 }
 

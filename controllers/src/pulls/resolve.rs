@@ -8,7 +8,7 @@ use std::time::Duration;
 use nodelet_drivers::images::Fetch;
 use tokio::sync::Semaphore;
 
-use super::{FailureKind, Key, Pulls, kind_of};
+use super::{Entry, FailureKind, Key, Pulls, kind_of};
 use crate::context::chain;
 
 /// Questions that are asked at once.
@@ -58,12 +58,23 @@ impl Pulls {
                 answer = pulls.ask(&fetch) => answer,
                 () = pulls.shared.stop.cancelled() => return,
             };
+            if answer.is_err() {
+                pulls.outdate(&key);
+            }
             let mut entries = pulls.shared.resolves.entries.lock().unwrap_or_else(PoisonError::into_inner);
             entries.insert(key.clone(), Poll::Ready(answer));
             drop(entries);
             let _ = pulls.shared.changed.send(key.reference);
         });
         Poll::Pending
+    }
+
+    /// What the registry said before it stopped answering is no news any more: who insists on an answer asks anew.
+    fn outdate(&self, key: &Key) {
+        let mut entries = self.shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(entries.get(key), Some(Entry::Done { .. })) {
+            entries.remove(key);
+        }
     }
 
     async fn ask(&self, fetch: &Fetch) -> Result<String, Unresolved> {

@@ -121,7 +121,7 @@ fn outdated_files(ctx: &Context, desired: &Desired) -> BTreeSet<String> {
 
 /// Marks the containers that run another image than their reference stands for by now, where that is asked for: the
 /// container's policy is `Always` or `Newer`, and an Image refreshes the reference. They are then replaced as after
-/// an edit.
+/// an edit; one that was asked to stop for that is still so when it has ended.
 async fn outdated_images(
     ctx: &Context,
     desired: &Desired,
@@ -130,8 +130,10 @@ async fn outdated_images(
     for wish in desired.init.iter().chain(&desired.containers) {
         let reference = &wish.image.fetch.reference;
         let follows = matches!(wish.image.policy, PullRule::Always | PullRule::Newer);
-        let mine: Vec<&mut SeenContainer> =
-            containers.iter_mut().filter(|c| c.name == wish.name && c.hash == wish.hash && c.is_live()).collect();
+        let mine: Vec<&mut SeenContainer> = containers
+            .iter_mut()
+            .filter(|c| c.name == wish.name && c.hash == wish.hash && (c.is_live() || c.stopping.is_some()))
+            .collect();
         if !follows || mine.is_empty() || !is_refreshed(ctx, reference) {
             continue;
         }
@@ -180,10 +182,22 @@ async fn images(
                 Some(declared) => declared,
                 None => declared.insert(image_signers::declared(ctx).await?),
             };
+            tell_of_ends(ctx, wish, containers);
             images.insert(wish.name.clone(), image(ctx, object, wish, declared).await?);
         }
     }
     Ok(images)
+}
+
+/// How the containers of the wish ended, for whoever judges whether their image is damaged.
+fn tell_of_ends(ctx: &Context, wish: &ContainerWish, containers: &[SeenContainer]) {
+    let unasked = |c: &&SeenContainer| c.name == wish.name && c.hash == wish.hash && c.stopping.is_none();
+    for seen in containers.iter().filter(unasked) {
+        if let TaskState::Exited(exit) = &seen.container.state {
+            let ran = exit.at.duration_since(seen.container.created_at).unwrap_or_default();
+            ctx.image_checks.ended(&wish.image.fetch.reference, exit.code, ran, seen.failures);
+        }
+    }
 }
 
 async fn image(

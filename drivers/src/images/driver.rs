@@ -113,6 +113,9 @@ pub(super) struct Wish {
     pub(super) platform: Platform,
     /// Who must have signed it: a fetch without that condition has nothing to say to one with it.
     pub(super) signers: Vec<Signer>,
+    /// Make whole what the record points at, by digest and from what is there, instead of what the reference stands
+    /// for now.
+    pub(super) repair: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -182,6 +185,7 @@ impl ContainerdImages {
             source: fetch.source.clone(),
             platform,
             signers: fetch.signers.clone(),
+            repair: false,
         })
     }
 }
@@ -237,43 +241,7 @@ impl Images for ContainerdImages {
     }
 
     async fn fetch(&self, fetch: &Fetch, progress: OnProgress) -> Result<Image, Error> {
-        let wish = self.wish(fetch)?;
-        loop {
-            let joined = self.inner.fetches.join(
-                wish.clone(),
-                |panic| Err(super::registry::failed("fetching an image".to_owned(), std::io::Error::other(panic))),
-                || {
-                    let tracker = Arc::new(Tracker::default());
-                    let about = About { tracker: tracker.clone(), credentials: fetch.credentials.clone() };
-                    let terms = Terms {
-                        credentials: fetch.credentials.clone(),
-                        priority: fetch.priority,
-                        throttle: Arc::new(Throttle::new(Some(fetch.max_bytes_per_second))),
-                    };
-                    (about, pull::run(self.inner.clone(), wish.clone(), terms, tracker))
-                },
-            );
-            let mut latest = joined.about.tracker.watch();
-            let mut result = joined.result;
-            let outcome = loop {
-                progress(latest.borrow_and_update().clone());
-                // Both arms are cancel-safe: the result is shared and the value stays in the channel.
-                tokio::select! {
-                    biased;
-                    outcome = &mut result => break outcome,
-                    changed = latest.changed() => if changed.is_err() { break result.clone().await },
-                }
-            };
-            // Somebody else's password is no reason to refuse this one.
-            let other = !joined.started && joined.about.credentials != fetch.credentials;
-            if other && matches!(outcome, Err(Error::Unauthorized { .. })) {
-                continue;
-            }
-            let mut last = latest.borrow().clone();
-            last.phase = if outcome.is_ok() { Phase::Ready } else { Phase::Failed };
-            progress(last);
-            return outcome;
-        }
+        self.get_by(self.wish(fetch)?, fetch, progress).await
     }
 
     async fn names(&self, archive: &Path) -> Result<Vec<String>, Error> {
@@ -313,7 +281,8 @@ impl Images for ContainerdImages {
 
     async fn repair(&self, fetch: &Fetch, damage: &[Damage], progress: OnProgress) -> Result<Image, Error> {
         verify::drop_blobs(&self.inner, damage).await?;
-        let image = self.fetch(fetch, progress).await?;
+        let wish = Wish { repair: true, ..self.wish(fetch)? };
+        let image = self.get_by(wish, fetch, progress).await?;
         verify::replace_snapshots(&self.inner, &image.reference, damage).await?;
         Ok(image)
     }
@@ -333,6 +302,46 @@ impl Images for ContainerdImages {
 }
 
 impl ContainerdImages {
+    /// Joins or starts the work for the wish.
+    async fn get_by(&self, wish: Wish, fetch: &Fetch, progress: OnProgress) -> Result<Image, Error> {
+        loop {
+            let joined = self.inner.fetches.join(
+                wish.clone(),
+                |panic| Err(super::registry::failed("fetching an image".to_owned(), std::io::Error::other(panic))),
+                || {
+                    let tracker = Arc::new(Tracker::default());
+                    let about = About { tracker: tracker.clone(), credentials: fetch.credentials.clone() };
+                    let terms = Terms {
+                        credentials: fetch.credentials.clone(),
+                        priority: fetch.priority,
+                        throttle: Arc::new(Throttle::new(Some(fetch.max_bytes_per_second))),
+                    };
+                    (about, pull::run(self.inner.clone(), wish.clone(), terms, tracker))
+                },
+            );
+            let mut latest = joined.about.tracker.watch();
+            let mut result = joined.result;
+            let outcome = loop {
+                progress(latest.borrow_and_update().clone());
+                // Both arms are cancel-safe: the result is shared and the value stays in the channel.
+                tokio::select! {
+                    biased;
+                    outcome = &mut result => break outcome,
+                    changed = latest.changed() => if changed.is_err() { break result.clone().await },
+                }
+            };
+            // Somebody else's password is no reason to refuse this one.
+            let other = !joined.started && joined.about.credentials != fetch.credentials;
+            if other && matches!(outcome, Err(Error::Unauthorized { .. })) {
+                continue;
+            }
+            let mut last = latest.borrow().clone();
+            last.phase = if outcome.is_ok() { Phase::Ready } else { Phase::Failed };
+            progress(last);
+            return outcome;
+        }
+    }
+
     async fn records(&self) -> Result<Vec<containerd_client::services::v1::Image>, Error> {
         let request = self.containerd().request(ListImagesRequest::default());
         let answer = self.containerd().images().list(request).await;
