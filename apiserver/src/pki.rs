@@ -124,8 +124,8 @@ impl Pki {
             let key = KeyPair::generate()?;
             let certificate = authority().self_signed(&key)?;
             // The key last: with it in place, both are.
-            write_private(&cert_path, certificate.pem().as_bytes())?;
-            write_private(&key_path, key.serialize_pem().as_bytes())?;
+            write_private(&cert_path, certificate.pem().as_bytes(), Lasts::Always)?;
+            write_private(&key_path, key.serialize_pem().as_bytes(), Lasts::Always)?;
         }
         let unusable = |path: &Path, detail: String| PkiError::Content { path: path.into(), detail };
         let ca_key = KeyPair::from_pem(&read(&key_path)?).map_err(|e| unusable(&key_path, e.to_string()))?;
@@ -156,7 +156,7 @@ impl Pki {
         let path = self.dir.join(format!("{}.token", role.name()));
         if !path.exists() {
             let secret: [u8; 32] = rand::random();
-            write_private(&path, URL_SAFE_NO_PAD.encode(secret).as_bytes())?;
+            write_private(&path, URL_SAFE_NO_PAD.encode(secret).as_bytes(), Lasts::Always)?;
         }
         read(&path)
     }
@@ -211,7 +211,8 @@ impl Pki {
         let above = self.dir.parent().unwrap_or(&self.dir);
         for role in Role::ALL {
             let config = self.kubeconfig(role, listen)?;
-            write_private(&above.join(format!("{}.kubeconfig", role.name())), config.as_bytes())?;
+            // Made anew at every start, so it need not survive a power cut.
+            write_private(&above.join(format!("{}.kubeconfig", role.name())), config.as_bytes(), Lasts::UntilRestart)?;
         }
         Ok(())
     }
@@ -281,14 +282,24 @@ fn read(path: &Path) -> Result<String, PkiError> {
     std::fs::read_to_string(path).map_err(|source| PkiError::File { path: path.into(), source })
 }
 
+/// How long a file is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lasts {
+    Always,
+    UntilRestart,
+}
+
 /// Writes a file that only its owner may read, whole or not at all.
-fn write_private(path: &Path, content: &[u8]) -> Result<(), PkiError> {
+fn write_private(path: &Path, content: &[u8], lasts: Lasts) -> Result<(), PkiError> {
     let failed = |source| PkiError::File { path: path.into(), source };
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
     let fresh = PathBuf::from(fresh);
     let _ = std::fs::remove_file(&fresh);
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh).map_err(failed)?;
-    file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
+    file.write_all(content).map_err(failed)?;
+    if lasts == Lasts::Always {
+        file.sync_all().map_err(failed)?;
+    }
     std::fs::rename(&fresh, path).map_err(failed)
 }

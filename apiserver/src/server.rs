@@ -23,7 +23,7 @@ use crate::registry::{Class, Registry, Resource, served_definition};
 use crate::request::{Context, Target, Trusted, User, segments};
 use crate::serve::CertificateState;
 use crate::status::ApiError;
-use crate::store::{BackupError, Copied, Expect, Key, OpenError, Store, Write};
+use crate::store::{self, BackupError, Copied, Expect, Key, OpenError, Store, Write};
 use crate::streams::{self, StreamServer, Streams};
 use crate::subresources::{SubresourceRequest, Subresources};
 use crate::{access, admission, body, discovery, garbage, represent, verbs};
@@ -109,12 +109,17 @@ impl Server {
     /// Definitions that cannot be served, and a store that is damaged, newer, in use or not accessible; each says
     /// what to do.
     pub fn open(options: Options, resources: Vec<CustomResourceDefinition>) -> Result<Self, OpenError> {
-        let registry = Arc::new(Registry::new(&resources)?);
+        // Checking the database and compiling the schemas take the most time of a start, and need nothing of each other.
+        let (registry, opened) = std::thread::scope(|scope| {
+            let opening = scope.spawn(|| store::open(&options.store));
+            let registry = Registry::new(&resources);
+            (registry, opening.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let (registry, opened) = (Arc::new(registry?), opened?);
         let names = registry.all().iter().map(|r| r.qualified()).collect();
         let (changes, changed) = mpsc::channel();
         let schemas = registry.clone();
-        let store =
-            Store::open(&options.store, names, move |table, object| complete(&schemas, table, object), changes)?;
+        let store = Store::start(opened, names, move |table, object| complete(&schemas, table, object), changes)?;
         let gate = Gate::new(options.limits.clone());
         let certificates = watch::Sender::new(CertificateState::default());
         let inner = Arc::new(Inner { options, registry, store, gate, certificates });
@@ -326,7 +331,7 @@ fn complete(registry: &Registry, table: usize, json: &[u8]) -> Option<Bytes> {
 impl Inner {
     /// Writes what has to exist from the start: the namespaces, and the definitions as objects.
     fn seed(&self, definitions: &[CustomResourceDefinition]) -> Result<(), OpenError> {
-        let failed = |detail: String| OpenError::First { detail };
+        let mut writes = Vec::new();
         let namespaces = self.registry.class(Class::Namespace);
         for name in ["default", "kube-system"] {
             let key = Key::new("", name);
@@ -335,27 +340,36 @@ impl Inner {
             }
             let mut object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
             admission::fill_in(namespaces, &mut object);
-            let write =
-                Write { table: namespaces.table, key, expect: Expect::Absent, object, remove: false, namespaces: None };
-            self.store.write_blocking(write).map_err(|e| failed(e.to_string()))?;
+            writes.push(Write {
+                table: namespaces.table,
+                key,
+                expect: Expect::Absent,
+                object,
+                remove: false,
+                namespaces: None,
+            });
         }
-        let Some(crds) = self.registry.find("apiextensions.k8s.io", "v1", "customresourcedefinitions") else {
-            return Ok(());
-        };
+        if let Some(crds) = self.registry.find("apiextensions.k8s.io", "v1", "customresourcedefinitions") {
+            self.seed_definitions(crds, definitions, &mut writes);
+        }
+        // Together, so that they share a sync of the disk.
+        let written = self.store.write_all_blocking(writes);
+        written.map_err(|error| OpenError::First { detail: error.to_string() })
+    }
+
+    /// Collects what it takes for the definitions to be there as objects, and no others.
+    fn seed_definitions(&self, crds: &Resource, definitions: &[CustomResourceDefinition], writes: &mut Vec<Write>) {
         let wanted: Vec<Value> = definitions.iter().map(served_definition).collect();
-        // In a statement of its own: the lock must not be held while writing.
-        let known = self.store.read().list(crds.table, None);
-        for stored in known {
+        for stored in self.store.read().list(crds.table, None) {
             if !wanted.iter().any(|w| w["metadata"]["name"] == *stored.key.name) {
-                let write = Write {
+                writes.push(Write {
                     table: crds.table,
                     key: stored.key.clone(),
                     expect: Expect::Version(stored.rv),
                     object: stored.value(),
                     remove: true,
                     namespaces: None,
-                };
-                self.store.write_blocking(write).map_err(|e| failed(e.to_string()))?;
+                });
             }
         }
         for mut object in wanted {
@@ -371,10 +385,8 @@ impl Inner {
                 admission::fill_in(crds, &mut object);
             }
             let expect = live.map_or(Expect::Absent, |live| Expect::Version(live.rv));
-            let write = Write { table: crds.table, key, expect, object, remove: false, namespaces: None };
-            self.store.write_blocking(write).map_err(|e| failed(e.to_string()))?;
+            writes.push(Write { table: crds.table, key, expect, object, remove: false, namespaces: None });
         }
-        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ mod writer;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::thread::JoinHandle;
 
@@ -284,6 +284,19 @@ impl State {
 
 type Job = (Write, oneshot::Sender<WriteResult>);
 
+/// A database that is open and checked, but not yet read.
+pub(crate) struct Opened {
+    path: PathBuf,
+    connection: rusqlite::Connection,
+    lock: std::fs::File,
+}
+
+/// Opens or creates the database. This needs nothing else of the server.
+pub(crate) fn open(path: &Path) -> Result<Opened, OpenError> {
+    let (connection, lock) = tables::open(path)?;
+    Ok(Opened { path: path.into(), connection, lock })
+}
+
 /// Handle of the store. Dropping it finishes the writes that wait and closes the database.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -295,17 +308,17 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens or creates the store for tables of these names. `complete` makes the JSON of a stored object that lacks
+    /// Reads tables of these names from an opened database. `complete` makes the JSON of a stored object that lacks
     /// something by today's schema. `changes` is sent every committed change.
-    pub(crate) fn open(
-        path: &Path,
+    pub(crate) fn start(
+        opened: Opened,
         names: Vec<String>,
         complete: impl Fn(usize, &[u8]) -> Option<Bytes>,
         changes: mpsc::Sender<(usize, Arc<Change>)>,
     ) -> Result<Self, OpenError> {
-        let (connection, lock) = tables::open(path)?;
+        let Opened { path, connection, lock } = opened;
         let mut state = State::new(names.len());
-        tables::load(path, &connection, &names, complete, &mut state)?;
+        tables::load(&path, &connection, &names, complete, &mut state)?;
         let state = Arc::new(RwLock::new(state));
         let (jobs, waiting) = mpsc::channel();
         let writer = writer::Writer { connection, names, state: state.clone(), changes };
@@ -333,6 +346,15 @@ impl Store {
     /// [`Store::write`] for threads of their own, and for the start.
     pub(crate) fn write_blocking(&self, write: Write) -> WriteResult {
         futures::executor::block_on(self.submit(write)).unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// Makes several changes that share a sync; the first that is refused is told.
+    pub(crate) fn write_all_blocking(&self, writes: Vec<Write>) -> Result<(), WriteError> {
+        let answers: Vec<_> = writes.into_iter().map(|write| self.submit(write)).collect();
+        for answer in answers {
+            futures::executor::block_on(answer).unwrap_or_else(|_| Err(stopped()))?;
+        }
+        Ok(())
     }
 
     fn submit(&self, write: Write) -> oneshot::Receiver<WriteResult> {

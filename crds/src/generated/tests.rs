@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::Serialize as _;
+
 use super::*;
 
 /// Compares a generated file with the one checked in, or writes it.
@@ -33,6 +35,19 @@ fn compare(path: &Path, generated: &str) {
 
 fn in_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// What release builds hold, one value on a line, so that changes to it merge as those to the types do.
+#[test]
+fn a_release_build_holds_what_the_types_say() {
+    let mut json = Vec::new();
+    let lines = serde_json::ser::PrettyFormatter::with_indent(b"");
+    derived().serialize(&mut serde_json::Serializer::with_formatter(&mut json, lines)).unwrap();
+    json.push(b'\n');
+    compare(&in_repository("crds/src/generated/crds.json"), &String::from_utf8(json).unwrap());
+    if std::env::var_os("UPDATE_GENERATED").is_none() {
+        assert_eq!(serde_json::from_str::<Vec<CustomResourceDefinition>>(DERIVED).unwrap(), derived());
+    }
 }
 
 #[test]
