@@ -113,7 +113,7 @@ pub struct RuntimeConfiguration {
     pub handler: String,
     /// Path of runc or crun; empty leaves it to containerd.
     pub oci_runtime: String,
-    /// Workloads per shared shim; 0 is one shim each.
+    /// Workloads per shared shim, at most 100; 0 is one shim each.
     pub shim_pool: u32,
     /// Cgroup below which every container lives.
     pub cgroup_parent: String,

@@ -6,7 +6,7 @@
 //!   [`Runtime::remove`].
 //! - Every call is idempotent: `create` of an existing equal id is `AlreadyExists`, `kill` and `remove` of something
 //!   absent succeed.
-//! - Containers of the same [`ContainerSpec::sandbox`] share one shim.
+//! - Containers of the same [`ContainerSpec::sandbox`] share one shim, and several sandboxes may ([`Options::shim_pool`]).
 //! - Nothing of another containerd namespace is ever read or touched.
 //! - Losing the connection is not an error state of the driver: calls fail with [`Error::Unavailable`] until the
 //!   daemon is back, and the event stream then says [`RuntimeEvent::Resync`].
@@ -41,6 +41,7 @@ mod node;
 mod record;
 mod remove;
 mod session;
+mod shims;
 mod signal;
 mod spec;
 mod start;
@@ -116,7 +117,7 @@ pub struct RuntimeInfo {
 pub struct ContainerSpec {
     /// Its id.
     pub id: ContainerId,
-    /// Containers with the same sandbox share a shim.
+    /// Containers with the same sandbox share a shim, perhaps with those of others.
     pub sandbox: SandboxId,
     /// Labels on the container record; keys and values are at most 4096 bytes together.
     pub labels: BTreeMap<String, String>,

@@ -62,7 +62,7 @@ fn faults_name_place_key_expectation_and_remedy() {
         "nodeName: a\nnodeName: b\n",
         "kind: Pod\n---\nkind: Pod\n",
         "kind: Pod\n",
-        "runtime: {shimPool: 4, ociRuntime: /usr/bin/crun, auditSeconds: 1, cgroupParent: nodelet}\n",
+        "runtime: {shimPool: 400, ociRuntime: /usr/bin/crun, auditSeconds: 1, cgroupParent: nodelet}\n",
     ];
     let golden: String = cases.iter().map(|text| format!("{text}=> {}\n\n", faults(text))).collect();
     insta::assert_snapshot!(golden);

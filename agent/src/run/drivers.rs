@@ -53,6 +53,7 @@ pub(super) fn assemble(configuration: &NodeletConfiguration, logger: PathBuf) ->
         handler: runtime.handler.clone(),
         cgroup_root: CGROUPS.into(),
         run_dir: run_dir.clone(),
+        shim_pool: usize::try_from(runtime.shim_pool).unwrap_or(usize::MAX),
         ..Default::default()
     };
     let images_options = images::Options {

@@ -13,6 +13,7 @@ use super::exits::Exits;
 use super::image::ImageCache;
 use super::list::Known;
 use super::node::Node;
+use super::shims::Shims;
 use super::{
     Container, ContainerSpec, Error, ExecResult, ExecSpec, Program, Runtime, RuntimeEvent, RuntimeInfo, Session,
     Started, Streams, attach, create, events, exec, info, limits, list, remove, signal, start, sweep,
@@ -41,6 +42,9 @@ pub struct Options {
     /// Let the default seccomp profile admit programs of the node's other architectures, such as 32-bit ones. It
     /// makes every start of a container markedly slower, so it is off by default.
     pub foreign_architectures: bool,
+    /// Sandboxes to a shim; 0 gives each its own. Shared ones take less memory, and one that dies takes the containers
+    /// of all its sandboxes with it.
+    pub shim_pool: usize,
 }
 
 impl Default for Options {
@@ -53,6 +57,7 @@ impl Default for Options {
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
             run_dir: PathBuf::from("/run/nodelet"),
             foreign_architectures: false,
+            shim_pool: 0,
         }
     }
 }
@@ -75,6 +80,7 @@ pub(super) struct Shared {
     pub(super) known: Known,
     /// Name and version of the OCI runtime, asked for once.
     pub(super) oci_runtime: tokio::sync::OnceCell<String>,
+    pub(super) shims: Shims,
     /// Creations are CPU-bound; more at a time than this only makes each of them late.
     pub(super) creating: Semaphore,
     /// See [`Shared::watch`].
@@ -114,6 +120,7 @@ impl ContainerdRuntime {
         Self {
             shared: Arc::new(Shared {
                 containerd,
+                shims: Shims::new(options.shim_pool, cpus * 2),
                 options,
                 node,
                 images: ImageCache::default(),

@@ -36,11 +36,13 @@ pub(super) async fn create(shared: &Shared, spec: ContainerSpec) -> Result<(), E
     let image = image::facts(shared, &spec.image).await?;
     let stop_signal = stop_signal(&spec, &image)?;
     let mut record = record(shared, &spec);
-    Journal { spec: spec.clone(), stop_signal }.put(&mut record)?;
+    let shim = shared.shims.join(&spec.id, &spec.sandbox);
+    let pooled = Some(shim.clone()).filter(|shim| *shim != spec.sandbox.as_str());
+    Journal { spec: spec.clone(), stop_signal, shim: pooled }.put(&mut record)?;
 
     let mounts = match image.accounts.get() {
         Some(accounts) => {
-            record.spec = Some(oci_spec(shared, &spec, &image, accounts).await?);
+            record.spec = Some(oci_spec(shared, &spec, &image, accounts, shim).await?);
             create_record(shared, &spec, record).await?;
             prepare(shared, &spec, &image).await?
         }
@@ -53,7 +55,7 @@ pub(super) async fn create(shared: &Shared, spec: ContainerSpec) -> Result<(), E
             let mounts = prepare(shared, &spec, &image).await?;
             let accounts = read_accounts(&spec, &mounts).await?;
             let accounts = image.accounts.get_or_init(|| accounts);
-            record.spec = Some(oci_spec(shared, &spec, &image, accounts).await?);
+            record.spec = Some(oci_spec(shared, &spec, &image, accounts, shim).await?);
             update_spec(shared, &spec, record).await?;
             mounts
         }
@@ -169,6 +171,7 @@ async fn oci_spec(
     spec: &ContainerSpec,
     image: &Arc<ImageFacts>,
     accounts: &Accounts,
+    shim: String,
 ) -> Result<prost_types::Any, Error> {
     let user = image.config.user().clone().unwrap_or_default();
     let identity = accounts.resolve(&spec.security, &user)?;
@@ -188,6 +191,7 @@ async fn oci_spec(
             hostname: &hostname,
             node: &node,
             foreign_architectures,
+            shim: &shim,
             devices: &devices,
             profile,
         };

@@ -31,6 +31,7 @@ pub(super) async fn list(shared: &Shared) -> Result<Vec<Container>, Error> {
     for record in records {
         let task = tasks.remove(&record.id);
         if let Some((id, journal)) = ours(&record) {
+            shared.shims.note(&id, &journal);
             containers.push(join(shared, id, record, journal, task).await?);
         }
     }

@@ -22,6 +22,9 @@ pub(super) struct Journal {
     pub(super) spec: ContainerSpec,
     /// The signal that asks it to stop, with the image's taken into account.
     pub(super) stop_signal: String,
+    /// The shim that it was made in, if that is not its sandbox's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) shim: Option<String>,
 }
 
 impl Journal {

@@ -45,6 +45,7 @@ pub(super) async fn remove(shared: &Shared, id: &ContainerId) -> Result<(), Erro
 fn forget(shared: &Shared, id: &ContainerId) {
     shared.exits.forget(id);
     shared.known.forget(id);
+    shared.shims.leave(id);
     stdin::remove(&shared.options.run_dir, id);
 }
 

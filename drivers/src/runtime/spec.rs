@@ -52,6 +52,8 @@ pub(super) struct Inputs<'a> {
     pub(super) hostname: &'a str,
     pub(super) node: &'a Node,
     pub(super) foreign_architectures: bool,
+    /// Containers of the same name share a shim.
+    pub(super) shim: &'a str,
     /// Device nodes of the node, for privileged containers.
     pub(super) devices: &'a [LinuxDevice],
     /// The parsed file of a `Localhost` profile.
@@ -76,7 +78,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec, Error> {
     let capabilities = capabilities::set(&spec.security, inputs.node.capabilities)?;
     oci.set_linux(Some(linux(inputs, &capabilities)?));
     oci.set_process(Some(process(inputs, identity, capabilities)?));
-    oci.set_annotations(Some(HashMap::from([(SHIM_GROUP.to_owned(), spec.sandbox.to_string())])));
+    oci.set_annotations(Some(HashMap::from([(SHIM_GROUP.to_owned(), inputs.shim.to_owned())])));
     Ok(oci)
 }
 

@@ -296,6 +296,48 @@ async fn what_crashes_leave_is_swept() {
     node.runtime.remove(&kept.id).await.unwrap();
 }
 
+#[tokio::test]
+async fn sandboxes_share_the_shims_of_a_pool_also_after_a_restart() {
+    let node = node().await;
+    let pooled = || {
+        let (run_dir, logger) = (node.containerd.dir().join("run"), node.containerd.dir().join("logger"));
+        let options = Options { run_dir, logger, shim_pool: 3, ..Options::default() };
+        ContainerdRuntime::new(node.containerd.containerd(), options)
+    };
+    let open = 2 * std::thread::available_parallelism().unwrap().get();
+    let in_sandbox = |id: &str, sandbox: &str| {
+        let mut spec = node.fixture.spec(id, "sleep 1000");
+        spec.sandbox = SandboxId::new(sandbox).unwrap();
+        spec
+    };
+    let runtime = pooled();
+    let mut pids = Vec::new();
+    for n in 0..2 * open {
+        let spec = in_sandbox(&format!("c{n}"), &format!("pooled{n}"));
+        runtime.create(&spec).await.unwrap();
+        pids.push(runtime.start(&spec.id).await.unwrap().pid);
+    }
+    assert_eq!(shims(&node.containerd.namespace()), open);
+    // The agent of after a restart finds the place that is left, and a second container of a sandbox its first.
+    let runtime = pooled();
+    runtime.list().await.unwrap();
+    for (id, sandbox) in [("last", "pooled-last"), ("second", "pooled0")] {
+        let spec = in_sandbox(id, sandbox);
+        runtime.create(&spec).await.unwrap();
+        pids.push(runtime.start(&spec.id).await.unwrap().pid);
+    }
+    assert_eq!(shims(&node.containerd.namespace()), open);
+    assert_eq!(shim_of(*pids.last().unwrap()), shim_of(pids[0]));
+    for container in runtime.list().await.unwrap() {
+        runtime.remove(&container.id).await.unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while shims(&node.containerd.namespace()) > 0 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(shims(&node.containerd.namespace()), 0);
+}
+
 /// Pid of the parent of a container's first process: its shim.
 fn shim_of(pid: u32) -> i32 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

@@ -55,6 +55,7 @@ fn build_json(spec: &ContainerSpec) -> Result<Value, Error> {
         hostname: "host",
         node: &node,
         foreign_architectures: false,
+        shim: "s1",
         devices: &[],
         profile: None,
     };
