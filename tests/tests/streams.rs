@@ -132,14 +132,18 @@ fn a_terminal_is_one(node: &mut Node) -> Result<()> {
     let clients = clients(node)?;
     node.apply(BOX)?;
     node.until_ready("box")?;
+    // kubectl makes no terminal without its input.
+    let shown = "export N; script -qec \"$N exec -t box -- sh -c 'test -t 1 && echo yes'\" /run/typescript </dev/null";
+    let shown = succeeds(node, shown)?;
+    ensure!(shown == "yes\r\n", "{shown:?}");
     for client in clients {
         // `script` gives a terminal of 80 by 24 that nobody sees.
         let on_terminal = |command: &str| {
             format!("export N K; script -qec \"stty cols 91 rows 33; {command}\" /run/typescript </dev/null")
         };
-        let ended = sh(node, &on_terminal(&format!("{client} exec -t box -- sh -c 'test -t 1 && echo yes; exit 3'")))?;
+        let ended = sh(node, &on_terminal(&format!("{client} exec -it box -- sh -c 'test -t 1 && echo yes; exit 3'")))?;
         ensure!(ended.code == 3 && ended.out.contains("yes\r\n"), "{client}: {} {}", ended.code, ended.out);
-        let size = format!("{client} exec -t box -- sh -c 'sleep 1; stty size'");
+        let size = format!("{client} exec -it box -- sh -c 'sleep 1; stty size'");
         let ended = sh(node, &on_terminal(&size))?;
         ensure!(ended.out.contains("33 91"), "{client}: {} {}", ended.out, ended.err);
         // Keys, and a terminal that is as it was before.
@@ -188,9 +192,10 @@ fn attaching_shows_and_feeds(node: &mut Node) -> Result<()> {
             node.kill_agent()?;
             node.start_agent()?;
         }
+        // `script` types an end of input when its own ends, so that one lasts longer.
         let typed = format!(
-            "export N K; (sleep 2; printf 'hello{number}\\r'; sleep 2) | \
-             timeout 6 script -qec \"{client} attach -it console\" /run/typescript; true"
+            "export N K; (sleep 2; printf 'hello{number}\\r'; sleep 4) | \
+             timeout 5 script -qec \"{client} attach -it console\" /run/typescript; true"
         );
         let ended = sh(node, &typed)?;
         ensure!(ended.out.contains(&format!("got hello{number}\r\n")), "{client}: {} {}", ended.out, ended.err);
@@ -198,7 +203,8 @@ fn attaching_shows_and_feeds(node: &mut Node) -> Result<()> {
         ensure!(node.pid("console")? == pid, "the container was replaced");
         // Numbers without a gap.
         let ended = sh(node, &format!("timeout -s INT 3 {client} attach ticks"))?;
-        let numbers: Vec<u64> = ended.out.lines().filter_map(|line| line.trim().parse().ok()).collect();
+        let numbers: Vec<u64> =
+            ended.out.lines().filter_map(|line| line.trim().strip_prefix("count ")?.parse().ok()).collect();
         ensure!(numbers.len() > 50, "{client}: {} {}", ended.out, ended.err);
         // The last line may be cut.
         let whole = &numbers[..numbers.len() - 1];

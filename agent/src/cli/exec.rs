@@ -63,7 +63,11 @@ pub(crate) fn has_terminal(session: &Session, stdin: bool) -> bool {
 
 /// Carries input, output and the terminal's size until the program's end.
 pub(crate) async fn talk(mut sender: Sender, receiver: Receiver, stdin: bool, tty: bool) -> anyhow::Result<Outcome> {
-    let raw = if stdin && tty { Some(terminal::Raw::enter()?) } else { None };
+    let raw = match (tty, stdin) {
+        (true, true) => Some(terminal::Raw::keys_and_output()?),
+        (true, false) => terminal::Raw::output()?,
+        (false, _) => None,
+    };
     let mut sizes = signal(SignalKind::window_change())?;
     let mut keys = if stdin { Some(input()) } else { None };
     let sending = async {
