@@ -8,7 +8,7 @@ HELM = $(shell tests/bin/fetch-helm)
 LOGGER_TARGET := $(shell uname -m)-unknown-linux-gnu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check e2e vm bench bench-api crds image images build logger deps clean
+.PHONY: help demo test check e2e vm bench bench-api bench-pulls crds image images build logger deps clean
 
 help: ## this menu
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -45,6 +45,10 @@ bench: deps build images ## measure against ctr, podman and docker on this machi
 bench-api: ## measure the API server, against kube-apiserver and etcd where $$KUBEBUILDER_ASSETS has them; writes docs/benchmarks.md
 	cargo build --release -p nodelet-bench
 	cargo run --release -p nodelet-bench -- api --output docs/benchmarks.md
+
+bench-pulls: deps build images ## measure cold pulls against ctr, podman and docker; PIGZ=dir has unpigz; writes docs/benchmarks.md
+	cargo build --release -p nodelet -p nodelet-logger -p nodelet-bench
+	cargo run --release -p nodelet-bench -- pulls $(if $(PIGZ),--pigz $(PIGZ)) --output docs/benchmarks.md
 
 crds: ## regenerate the CRD YAML, the chart's copy and the reference page
 	UPDATE_GENERATED=1 cargo test -q -p nodelet-crds >/dev/null

@@ -1,7 +1,8 @@
 //! `make bench`: how long it takes until containers run, what the agent weighs, and how soon a dead container has a
 //! successor; against other tools, on this machine, in one run.
 //!
-//! `make bench-api` measures the API server alone, with the same program: see [`api`].
+//! `make bench-api` measures the API server alone and `make bench-pulls` cold pulls, with the same program: see [`api`] and
+//! [`pulls`].
 //!
 //! Each tool runs in namespaces of its own with its state in memory, one after the other, on the same busybox image.
 //! Figures from different machines or runs cannot be compared; the ratios of one run can.
@@ -14,6 +15,7 @@ use clap::{Parser, Subcommand};
 mod api;
 mod figures;
 mod peers;
+mod pulls;
 mod report;
 mod section;
 
@@ -51,6 +53,8 @@ enum Command {
     /// The process that `api` measures.
     #[command(hide = true)]
     ApiServer(api::ServerOptions),
+    /// Cold pulls.
+    Pulls(pulls::Options),
 }
 
 #[allow(clippy::print_stdout, clippy::print_stderr)] // a program that prints a table
@@ -59,6 +63,7 @@ fn main() -> Result<()> {
     match &args.command {
         Some(Command::Api(options)) => return api::measure(options),
         Some(Command::ApiServer(options)) => return api::serve(options),
+        Some(Command::Pulls(options)) => return pulls::measure(options),
         None => {}
     }
     let start: [(&str, Start); 4] =

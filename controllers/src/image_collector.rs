@@ -48,7 +48,7 @@ pub struct Collection {
     pub dry_run: bool,
     /// What was removed, or would be.
     pub removed: Vec<Candidate>,
-    /// What is needed, and by whom.
+    /// What is needed, and by whom; when nothing is removed in truth, also what is not ours to remove.
     pub kept: Vec<Kept>,
     /// What could not be removed, and why.
     pub failed: Vec<String>,
@@ -260,6 +260,8 @@ async fn collect(
     let before = images.disk().await.map_err(Error::Images)?;
     let mut collection = Collection { dry_run, kept: plan.kept, ..Default::default() };
     if dry_run {
+        collection.kept.extend(foreign(ctx, &held).await?);
+        collection.kept.sort_by(|a, b| a.reference.cmp(&b.reference));
         return Ok(Collection { removed: plan.unneeded, ..collection });
     }
     // What is left of pulls that nobody wants any more serves nobody.
@@ -289,6 +291,20 @@ async fn collect(
         tell(ctx, &collection).await;
     }
     Ok(collection)
+}
+
+/// What others brought onto the node: never removed, but on its disk.
+async fn foreign(ctx: &Context, held: &[images::Fetched]) -> Result<Vec<Kept>, Error> {
+    let all = ctx.drivers.images.list().await.map_err(Error::Images)?;
+    let foreign = all.into_iter().filter(|image| held.iter().all(|ours| ours.reference != image.reference));
+    Ok(foreign
+        .map(|image| Kept {
+            reference: image.reference,
+            digest: image.digest,
+            size_bytes: image.size,
+            needed_by: "others: nodelet did not fetch it".to_owned(),
+        })
+        .collect())
 }
 
 /// An Event about the node, and the log.

@@ -1,12 +1,13 @@
 //! `nodelet images`: what is on the nodes; `nodelet images prune`: away with what nobody needs.
 
+mod list;
 mod pull;
 
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::node_lists::{self, NodeListArgs, size};
+use super::node_lists::{NodeListArgs, size};
 use super::session::Session;
 use super::{Outcome, table};
 
@@ -39,7 +40,7 @@ struct PruneArgs {
 
 pub(crate) async fn images(args: &ImagesArgs, session: &Session) -> anyhow::Result<Outcome> {
     match &args.command {
-        None => node_lists::images(&args.list, session).await,
+        None => list::list(&args.list, session).await,
         Some(ImagesCommand::Pull(args)) => pull::pull(args, session).await,
         Some(ImagesCommand::Prune(args)) => prune(args, session).await,
     }

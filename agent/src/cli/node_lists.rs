@@ -1,4 +1,4 @@
-//! `nodelet images`, `volumes` and `networks`: what is on the nodes, with sizes and users.
+//! `nodelet volumes` and `networks`: what is on the nodes, with sizes and users.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -14,44 +14,9 @@ pub(crate) struct NodeListArgs {
 }
 
 impl NodeListArgs {
-    fn shows(&self, session: &Session, part: &Value) -> bool {
+    pub(super) fn shows(&self, session: &Session, part: &Value) -> bool {
         self.all_namespaces || part["namespace"] == session.namespace.as_str()
     }
-}
-
-pub(crate) async fn images(args: &NodeListArgs, session: &Session) -> anyhow::Result<Outcome> {
-    let row = |node: &str, part: &Value| {
-        let done = match (part["bytesDone"].as_u64(), part["bytesTotal"].as_u64()) {
-            (Some(done), Some(total)) if total > 0 && part["phase"] != "Ready" => {
-                let rate =
-                    part["bytesPerSecond"].as_u64().map_or_else(String::new, |rate| format!(", {}/s", size(rate)));
-                let left = part["secondsLeft"].as_u64().map_or_else(String::new, |left| format!(", {left} s left"));
-                format!("{} %{rate}{left}", u128::from(done) * 100 / u128::from(total))
-            }
-            _ => String::new(),
-        };
-        let digest = text(&part["digest"]);
-        let digest =
-            digest.strip_prefix("sha256:").map_or(digest.as_str(), |hash| &hash[..hash.len().min(12)]).to_owned();
-        vec![
-            node.to_owned(),
-            text(&part["namespace"]),
-            text(&part["name"]),
-            text(&part["reference"]),
-            digest,
-            part["size"].as_u64().map_or_else(String::new, size),
-            format!("{}{}", text(&part["phase"]), pad(&done)),
-            text(&part["message"]),
-        ]
-    };
-    parts(
-        args,
-        session,
-        "images",
-        &["NODE", "NAMESPACE", "NAME", "REFERENCE", "DIGEST", "SIZE", "PHASE", "MESSAGE"],
-        row,
-    )
-    .await
 }
 
 pub(crate) async fn networks(args: &NodeListArgs, session: &Session) -> anyhow::Result<Outcome> {
@@ -142,7 +107,7 @@ async fn parts(
     show(session, headers, &rows)
 }
 
-fn show(session: &Session, headers: &[&str], rows: &[Vec<String>]) -> anyhow::Result<Outcome> {
+pub(super) fn show(session: &Session, headers: &[&str], rows: &[Vec<String>]) -> anyhow::Result<Outcome> {
     if rows.is_empty() {
         session.output.note("none here (-A shows all namespaces)");
         return Ok(Outcome::Done);
@@ -152,12 +117,8 @@ fn show(session: &Session, headers: &[&str], rows: &[Vec<String>]) -> anyhow::Re
     Ok(Outcome::Done)
 }
 
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     if value.is_null() { String::new() } else { table::cell(value) }
-}
-
-fn pad(text: &str) -> String {
-    if text.is_empty() { String::new() } else { format!(" {text}") }
 }
 
 /// Bytes for people: `12.3 MiB`.

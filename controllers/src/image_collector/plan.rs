@@ -29,6 +29,8 @@ pub struct Candidate {
 pub struct Kept {
     /// Its normalised reference.
     pub reference: String,
+    /// What the reference points at.
+    pub digest: String,
     /// Its compressed size in bytes.
     pub size_bytes: u64,
     /// Who needs it.
@@ -49,6 +51,7 @@ pub(super) fn plan(held: &[Fetched], keeps: &Keeps, uses: &Uses, now: Timestamp,
         if let Some(needed_by) = keeps.get(&image.reference) {
             plan.kept.push(Kept {
                 reference: image.reference.clone(),
+                digest: image.digest.clone(),
                 size_bytes: image.size,
                 needed_by: needed_by.clone(),
             });
@@ -60,6 +63,7 @@ pub(super) fn plan(held: &[Fetched], keeps: &Keeps, uses: &Uses, now: Timestamp,
         if age < min_age.try_into().unwrap_or(k8s_openapi::jiff::SignedDuration::MAX) {
             plan.kept.push(Kept {
                 reference: image.reference.clone(),
+                digest: image.digest.clone(),
                 size_bytes: image.size,
                 needed_by: format!("used until {} s ago", age.as_secs().max(0)),
             });

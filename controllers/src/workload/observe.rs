@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
+use kube::runtime::events::EventType;
+use nodelet_crds::common::{condition_type, find_condition};
 use nodelet_crds::image::Image as ImageObject;
 use nodelet_crds::workload::Workload;
 use nodelet_crds::{labels, reasons};
@@ -237,7 +239,9 @@ async fn image(
     }
     let fresh = if wish.image.policy == PullRule::IfAbsent { Duration::ZERO } else { FRESH };
     let old = present.filter(|_| wish.image.policy == PullRule::Newer);
-    Ok(match (ctx.pulls.request(&fetch, fresh), old) {
+    let state = ctx.pulls.request(&fetch, fresh);
+    tell_of_pull(ctx, object, &fetch, &state).await;
+    Ok(match (state, old) {
         (PullState::Done(image), _) => present_now(&image),
         // A registry that does not answer keeps nobody waiting who can do without its answer.
         (PullState::Running(transfer), Some(old))
@@ -254,6 +258,32 @@ async fn image(
             message: format!("{message}; try {} in {} s", failures + 1, retry_in.as_secs() + 1),
         },
     })
+}
+
+/// Events for a transfer's start, end and failures, each once: what the status said last tells what is news.
+async fn tell_of_pull(ctx: &Context, object: &Workload, fetch: &Fetch, state: &PullState) {
+    let conditions = object.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let before = find_condition(conditions, condition_type::IMAGES_READY);
+    let reference = &fetch.reference;
+    match state {
+        PullState::Running(transfer) if transfer.started => {
+            ctx.event(object, EventType::Normal, reasons::PULLING, format!("Pulling {reference}")).await;
+        }
+        PullState::Done(image) if before.is_some_and(|before| before.reason == reasons::IMAGES_PENDING) => {
+            let took =
+                ctx.pulls.took(fetch).map_or_else(String::new, |took| format!(" after {:.1} s", took.as_secs_f64()));
+            let size = crate::image_collector::size(image.size);
+            let note = format!("Image {} is on the node{took}: {}, {size}", image.reference, image.digest);
+            ctx.event(object, EventType::Normal, reasons::PULLED, note).await;
+        }
+        PullState::Failed { message, kind, failures, .. } => {
+            let next = format!("{message}; try {}", failures + 1);
+            if before.is_none_or(|before| !before.message.contains(&next)) {
+                ctx.event(object, EventType::Warning, kind.reason(), next).await;
+            }
+        }
+        PullState::Running(_) | PullState::Done(_) => {}
+    }
 }
 
 /// Why the image that is there cannot be used yet: it may be damaged.

@@ -459,9 +459,8 @@ async fn announce(ctx: &Context, object: &Workload, status: &WorkloadStatus) {
         find_condition(conditions, condition_type::READY).map(|c| (c.status.clone(), c.reason.clone()))
     };
     let (old, new) = (reason_of(&before.conditions), reason_of(&status.conditions));
+    // Failed pulls have their Events where they are seen, one for each try.
     let notable = [
-        reasons::PULL_FAILED,
-        reasons::ARCHIVE_FAILED,
         reasons::IMAGE_NEVER_PULL,
         reasons::CONFIG_MISSING,
         reasons::WAITING_FOR_DEPENDENCY,
