@@ -27,6 +27,7 @@ mod power;
 mod progress;
 mod remote;
 mod restore;
+mod rollback;
 mod run;
 mod session;
 mod table;
@@ -122,6 +123,8 @@ enum Command {
     Start(power::PowerArgs),
     /// Replace all containers of workloads once
     Restart(power::PowerArgs),
+    /// Run an older revision of a workload that was good, until its spec is edited
+    Rollback(rollback::RollbackArgs),
     /// Images on the nodes; get one, or remove those that nobody needs
     Images(images::ImagesArgs),
     /// Volumes, where they are and who uses them
@@ -229,6 +232,7 @@ async fn client_command(command: Command, global: &Global, output: &Output) -> a
         Command::Stop(args) => power::stop(&args, &session::open(global, output).await?).await,
         Command::Start(args) => power::start(&args, &session::open(global, output).await?).await,
         Command::Restart(args) => power::restart(&args, &session::open(global, output).await?).await,
+        Command::Rollback(args) => rollback::rollback(&args, &session::open(global, output).await?).await,
         Command::Images(args) => images::images(&args, &session::open(global, output).await?).await,
         Command::Volumes(args) => node_lists::volumes(&args, &session::open(global, output).await?).await,
         Command::Networks(args) => node_lists::networks(&args, &session::open(global, output).await?).await,

@@ -38,6 +38,7 @@ use crate::pulls::Pulls;
 use crate::workload::containers::ContainerCache;
 use crate::workload::files::Written;
 use crate::workload::probes::Probers;
+use crate::workload::revisions::Histories;
 use crate::workload::sandboxes::SandboxIndex;
 use crate::workload::stops::Stops;
 
@@ -114,6 +115,8 @@ pub struct Context {
     pub sandboxes: SandboxIndex,
     /// Stops under way.
     pub stops: Stops,
+    /// Revisions to go back to, and updates under way.
+    pub histories: Histories,
     /// Probing tasks.
     pub probers: Probers,
     /// Files that were written.
@@ -145,8 +148,10 @@ impl Context {
         let image_checks = ImageChecks::load(boot_file, &nodelet_drivers::host::facts().boot_id);
         let recorder = Recorder::new(client.clone(), reporter);
         let parallel = std::thread::available_parallelism().map_or(2, usize::from);
+        let histories = Histories::new(&settings.data_dir);
         Arc::new(Self {
             client,
+            histories,
             drivers,
             settings,
             metrics,

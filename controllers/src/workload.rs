@@ -9,12 +9,12 @@ use std::sync::Arc;
 use kube::ResourceExt;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
-use nodelet_crds::workload::Workload;
 use nodelet_crds::workload::volume_source::HostPathType as ApiHostPathType;
+use nodelet_crds::workload::{RestartPolicy, Workload};
 use nodelet_crds::{labels, reasons};
 use nodelet_drivers::volumes::HostPathType;
 
-use crate::context::{Context, set_finalizer};
+use crate::context::{Context, chain, set_finalizer};
 use crate::controller::{Outcome, Reconciler, object_key};
 use crate::invalid::Invalid;
 
@@ -31,10 +31,12 @@ pub mod orphans;
 pub mod plan;
 pub mod probes;
 pub mod refs;
+pub mod revisions;
 pub mod sandboxes;
 pub mod security;
 pub mod status;
 pub mod stops;
+pub mod update;
 pub mod volumes;
 
 use model::Intent;
@@ -57,7 +59,7 @@ impl Reconciler for Workloads {
 
     fn reason(error: &Error) -> &'static str {
         match error {
-            Error::Api(_) | Error::Logs(_) => reasons::RECONCILE_ERROR,
+            Error::Api(_) | Error::Logs(_) | Error::Revisions(_) => reasons::RECONCILE_ERROR,
             Error::Observe(_) => reasons::NODE_UNREADABLE,
             Error::Apply(error) => error.reason(),
         }
@@ -80,6 +82,9 @@ pub enum Error {
     /// A step of the plan.
     #[error(transparent)]
     Apply(#[from] apply::Error),
+    /// The record of revisions cannot be written or removed.
+    #[error("keeping the revisions")]
+    Revisions(#[source] std::io::Error),
     /// The log files of a deleted Workload cannot be removed.
     #[error("removing the logs")]
     Logs(#[source] std::io::Error),
@@ -104,16 +109,43 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
         }
         Err(invalid) => return Ok(refuse(ctx, object, invalid).await),
     };
+    let uid = object.metadata.uid.as_deref().unwrap_or_default();
+    let history = ctx.histories.get(uid).await;
+    let hold = if desired.intent == Intent::Run { history.hold(object, &desired.revision) } else { None };
+    let desired = match &hold {
+        None => desired,
+        Some(hold) => match held(ctx, object, &hold.revision, &place).await? {
+            Ok(desired) => desired,
+            Err(invalid) => return Ok(refuse(ctx, object, invalid).await),
+        },
+    };
     let desired = Arc::new(desired);
-    let Some(observed) = observe::observe(ctx, object, &desired).await? else {
+    let Some(mut observed) = observe::observe(ctx, object, &desired).await? else {
         // Containers have not been read yet; that they were wakes us.
         return Ok(Outcome::Settled);
     };
+    observed.last_good = history.last().map(|revision| revision.sandbox.clone());
+    let mut update = Update { held: hold.map(|hold| hold.message), failed: None, again_in: None, history };
+    if desired.intent == Intent::Run {
+        let (progress, healthy_for) =
+            ctx.histories.observe(uid, &desired.revision, update::is_healthy(&desired, &observed));
+        observed.healthy_for = healthy_for;
+        if advance(ctx, object, &references, &desired, &observed, &progress, &mut update).await? {
+            // What runs next is another revision: begin anew.
+            return Ok(Outcome::Again(std::time::Duration::ZERO));
+        }
+    }
     let plan = plan::plan(&desired, &observed, ctx.now());
     if !plan.steps.is_empty() {
         tracing::info!(plan = %serde_json::to_string(&plan).unwrap_or_default(), "workload plan");
     }
     let applied = apply::apply(ctx, object, &desired, &plan).await;
+    if !plan.steps.is_empty() {
+        let error = applied.as_ref().err();
+        if error.is_none_or(apply::Error::is_of_the_revision) {
+            ctx.histories.outcome(uid, &desired.revision, error.map(|error| chain(error)));
+        }
+    }
     ctx.metrics.containers_running.set(i64::try_from(ctx.containers.running()).unwrap_or(i64::MAX));
     // Status is made from what is there now, also when a step failed.
     let after = match plan.steps.is_empty() {
@@ -125,20 +157,122 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
     if desired.intent == Intent::Delete && observe::is_clear(&after) {
         let logs = log_directory(&ctx.settings.data_dir, object);
         crate::blocking(move || nodelet_drivers::logs::remove(&logs)).await.map_err(Error::Logs)?;
+        ctx.histories.remove(uid).await.map_err(Error::Revisions)?;
         set_finalizer(&ctx.client, object, labels::FINALIZER, false).await?;
         return Ok(Outcome::Settled);
     }
-    status::publish(ctx, object, Report::Seen { desired: &desired, before: &observed, observed: &after, plan: &plan })
-        .await;
+    let report = Report::Seen { desired: &desired, before: &observed, observed: &after, plan: &plan, update: &update };
+    status::publish(ctx, object, report).await;
     probe(ctx, object, &desired, &after);
     // A plan is made for what was there; what its steps changed is looked at again at once.
-    Ok(match plan.again_in {
+    let again_in = plan.again_in.into_iter().chain(update.again_in).min();
+    Ok(match again_in {
         Some(after) => Outcome::Again(after),
         None if desired.intent != Intent::Run && !observe::is_clear(&after) => {
             Outcome::Again(std::time::Duration::ZERO)
         }
         None => Outcome::Settled,
     })
+}
+
+/// How the update of a workload stands.
+#[derive(Debug, Default)]
+pub struct Update {
+    /// Another revision runs in place of the declared one, and why.
+    pub held: Option<String>,
+    /// The declared revision failed, and why; it is not replaced by another.
+    pub failed: Option<String>,
+    /// When it is to be judged again.
+    again_in: Option<std::time::Duration>,
+    /// The revisions that were good.
+    pub history: Arc<revisions::History>,
+}
+
+/// A recorded revision in place of the declared one.
+async fn held(
+    ctx: &Arc<Context>,
+    object: &Workload,
+    revision: &revisions::Revision,
+    place: &desired::Place,
+) -> Result<Result<model::Desired, Invalid>, Error> {
+    let effective = revision.object(object);
+    let mut references = dereference::dereference(ctx, &effective).await?;
+    revision.restore(&mut references);
+    Ok(desired::validate(&effective, &references, place).map(|mut desired| {
+        revision.pin(&mut desired);
+        desired
+    }))
+}
+
+/// Judges an update: records what is good, and gives up what failed. Returns whether another revision is to run now.
+async fn advance(
+    ctx: &Arc<Context>,
+    object: &Workload,
+    references: &dereference::References,
+    desired: &model::Desired,
+    observed: &model::Observed,
+    progress: &update::Progress,
+    update: &mut Update,
+) -> Result<bool, Error> {
+    // What is rolled back to is known already; what waits has not begun.
+    if update.held.is_some() || !desired.waits.is_empty() || is_batch(desired) {
+        return Ok(false);
+    }
+    let uid = object.metadata.uid.as_deref().unwrap_or_default();
+    let present = || revisions::Revision::of(object, references, desired, observed, ctx.now());
+    let last = update.history.last();
+    let settled = last.is_some_and(|last| last.id == desired.revision);
+    let healthy = observed.healthy_for.is_some();
+    // A good revision stays good; what changed in place is noted.
+    if settled && (!healthy || last.is_some_and(|last| last.is_same(&present()))) {
+        return Ok(false);
+    }
+    let mut history = revisions::History::clone(&update.history);
+    match update::judge(desired, observed, progress) {
+        update::Verdict::Good => {
+            let before = update.history.last().map(|last| last.number);
+            let is_new = history.record(present(), object.spec.revision_history_limit);
+            update.history = ctx.histories.put(uid, history).await.map_err(Error::Revisions)?;
+            if let (true, Some(before), Some(now)) = (is_new, before, update.history.last()) {
+                let note = format!("Revision {} is healthy and replaces revision {before}", now.number);
+                let part = format!("revision {}", now.number);
+                ctx.event_about(object, EventType::Normal, reasons::UPDATED, note, Some(&part)).await;
+            }
+            Ok(false)
+        }
+        update::Verdict::UnderWay(rest) => {
+            if update.history.target(&desired.revision).is_some() || observed.healthy_for.is_some() {
+                update.again_in = Some(rest + std::time::Duration::from_millis(5));
+            }
+            Ok(false)
+        }
+        update::Verdict::Failed(_) if settled => Ok(false),
+        update::Verdict::Failed(message) => {
+            let Some(target) = update.history.target(&desired.revision) else { return Ok(false) };
+            let what = format!("Generation {} failed: {message}", desired.generation);
+            // Each failure has its own Event, also of the same generation with another configuration.
+            let part = format!("update {}", desired.revision);
+            if !desired.update.rollback {
+                if !status::is_known_to_have_failed(object) {
+                    ctx.event_about(object, EventType::Warning, reasons::UPDATE_FAILED, what, Some(&part)).await;
+                }
+                update.failed = Some(message);
+                return Ok(false);
+            }
+            let to = target.number;
+            let id = desired.revision.clone();
+            history.failed = Some(revisions::Failed { id, generation: desired.generation, to, message });
+            ctx.histories.put(uid, history).await.map_err(Error::Revisions)?;
+            let note = format!("{what}. Back to revision {to}");
+            ctx.event_about(object, EventType::Warning, reasons::ROLLED_BACK, note, Some(&part)).await;
+            Ok(true)
+        }
+    }
+}
+
+/// What runs to an end has no state in which it is healthy.
+fn is_batch(desired: &model::Desired) -> bool {
+    matches!(desired.restart, RestartPolicy::OnFailure | RestartPolicy::Never)
 }
 
 /// Sees that what runs is probed, and what no longer runs is not.

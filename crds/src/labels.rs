@@ -45,6 +45,9 @@ pub const SOURCE: &str = "nodelet.dev/source";
 pub const SOURCE_FILE: &str = "nodelet.dev/source-file";
 /// Annotation on a Workload: a point in time; when it changes, all containers are replaced once (`nodelet restart`).
 pub const RESTARTED_AT: &str = "nodelet.dev/restarted-at";
+/// Annotation on a Workload: `<revision>/<generation>`. While the object has this generation, the revision runs in its
+/// place (`nodelet rollback`).
+pub const ROLLBACK_TO: &str = "nodelet.dev/rollback-to";
 /// Label on snapshots, leases and images in containerd: the object kept by them, as `kind/namespace/name`.
 pub const OWNER: &str = "nodelet.dev/owner";
 /// Label on images in containerd: never collected.
@@ -75,6 +78,7 @@ mod tests {
             SOURCE,
             SOURCE_FILE,
             RESTARTED_AT,
+            ROLLBACK_TO,
             OWNER,
             PINNED,
             NODE,

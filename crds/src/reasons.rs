@@ -126,6 +126,8 @@ pub const UNHEALTHY: &str = "Unhealthy";
 pub const STOPPING: &str = "Stopping";
 /// An update replaced containers.
 pub const UPDATED: &str = "Updated";
+/// An update did not get good.
+pub const UPDATE_FAILED: &str = "UpdateFailed";
 /// An update failed and the former generation runs again.
 pub const ROLLED_BACK: &str = "RolledBack";
 

@@ -83,9 +83,6 @@ const FIELDS: Refused = Refused::AllBut(&[
 
 const WORKLOAD: &[Limitation] = &[
     set("networks[].aliases"),
-    values("update.strategy", &["StartFirst"]),
-    set("update.healthySeconds"),
-    set("update.rollbackOnFailure"),
     set("shareProcessNamespace"),
     set("initContainers[].restartPolicy"),
     set("volumes[].image"),

@@ -137,6 +137,10 @@ pub struct WorkloadSpec {
     /// How a changed spec replaces running containers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update: Option<Update>,
+    /// How many revisions that worked are kept to go back to, the present one aside. Default: 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 100))]
+    pub revision_history_limit: Option<u32>,
     /// Seconds between the stop signal and SIGKILL.
     #[serde(default = "ten")]
     #[schemars(range(max = 86400))]
@@ -185,6 +189,7 @@ impl Default for WorkloadSpec {
             stopped: false,
             depends_on: Vec::new(),
             update: None,
+            revision_history_limit: None,
             termination_grace_period_seconds: ten(),
             init_containers: Vec::new(),
             containers: Vec::new(),
@@ -275,14 +280,22 @@ pub enum DependencyCondition {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Update {
-    /// `Recreate`: stop the old, then start the new. `StartFirst`: start the new, and stop the old once it is ready.
+    /// `Recreate`: stop the old, then start the new. `StartFirst`: start the new beside the old with an address of its
+    /// own, move the published ports over once it is healthy, then stop the old. Needs restartPolicy Always or
+    /// UnlessStopped, a network of its own, no fixed address and no ReadWriteOnce Volume.
     #[serde(default)]
     pub strategy: UpdateStrategy,
-    /// Seconds that the new containers must be ready before the update counts as good.
+    /// Seconds that the new containers must be ready, without a break, before the update counts as good. Default: 10.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 86400))]
     pub healthy_seconds: Option<u32>,
-    /// Go back to the former generation if the new one does not get good. Default: false.
+    /// Seconds after which an update that is not good by then has failed. Default: 600. Containers that crash three
+    /// times in a row, or cannot be started, fail it earlier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 604800))]
+    pub progress_deadline_seconds: Option<u32>,
+    /// If an update failed, run the last revision that was good, with its image digests and its configuration, until
+    /// the spec or the configuration changes again. Default: true with StartFirst, else false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollback_on_failure: Option<bool>,
 }

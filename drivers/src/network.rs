@@ -278,6 +278,11 @@ pub trait Networks: Send + Sync {
     /// Makes the sandbox's published ports exactly these; all or nothing.
     async fn set_ports(&self, sandbox: &SandboxId, ports: &[PublishedPort]) -> Result<(), Error>;
 
+    /// Makes the sandbox's published ports exactly these, and takes all ports of `from` away from these sandboxes: in
+    /// one change of the kernel's rules, so that at no moment a port leads nowhere. Connections that are open keep
+    /// their way. All or nothing, also through a crash.
+    async fn take_ports(&self, from: &[SandboxId], sandbox: &SandboxId, ports: &[PublishedPort]) -> Result<(), Error>;
+
     /// All published ports on record, with their owner, and whether they are in the kernel's map.
     async fn list_ports(&self) -> Result<Vec<(SandboxId, PublishedPort, bool)>, Error>;
 

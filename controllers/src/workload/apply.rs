@@ -22,7 +22,7 @@ use nodelet_drivers::volumes::{self, Ephemeral, EphemeralSpec};
 
 use super::files;
 use super::model::{ContainerWish, Desired, MountWish, VolumeWish, log_target};
-use super::plan::{Plan, Step, Why, published_ports};
+use super::plan::{DRAIN, Plan, Step, Why, published_ports};
 use crate::context::{Context, chain};
 use crate::names;
 
@@ -80,6 +80,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// The revision itself is at fault, as far as one can see: the node and its runtime are not.
+    pub fn is_of_the_revision(&self) -> bool {
+        matches!(self.reason(), reasons::RUN_CONTAINER_ERROR | reasons::INVALID_SPEC | reasons::POST_START_HOOK_FAILED)
+    }
+
     /// The reason constant for conditions and events.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -132,7 +137,8 @@ impl Applier<'_> {
                 .detach(&self.desired.sandbox.spec.id, network)
                 .await
                 .map_err(|source| Error::Network { doing: format!("detaching from network {network}"), source }),
-            Step::SetPorts => self.set_ports().await,
+            Step::SetPorts => self.take_ports(&[]).await,
+            Step::TakePorts { from } => self.take_ports(from).await,
             Step::WriteFiles => self.write_files().await,
             Step::Start { container, init, attempt, restarts, failures, image, digest } => {
                 let list = if *init { &self.desired.init } else { &self.desired.containers };
@@ -175,6 +181,7 @@ impl Applier<'_> {
             Why::Changed => format!("Stopping container {name}: its specification changed"),
             Why::Unhealthy => format!("Container {name} failed its liveness or startup probe and will be restarted"),
             Why::SandboxChanged => format!("Stopping container {name}: its network or namespaces changed"),
+            Why::Superseded => format!("Stopping container {name}: its successor has taken over"),
         };
         let (type_, reason) = match why {
             Why::Unhealthy => (EventType::Warning, reasons::UNHEALTHY),
@@ -182,22 +189,27 @@ impl Applier<'_> {
         };
         self.ctx.event(self.object, type_, reason, note).await;
         let hook = self.desired.containers.iter().find(|w| w.name == name).and_then(|w| w.pre_stop.clone());
-        let Some(command) = hook else {
+        let drain = if why == Why::Superseded { DRAIN } else { Duration::ZERO };
+        if hook.is_none() && drain.is_zero() {
             return send_stop(self.ctx, id).await.map_err(|source| Error::Runtime {
                 container: name,
                 doing: "stopping",
                 source,
             });
-        };
+        }
         // The hook may take the whole grace period; the workload's reconcile must not wait for it. If we are
         // killed meanwhile, the next start asks again.
         let (ctx, id, grace) = (self.ctx.clone(), id.clone(), self.desired.grace);
         self.ctx.tasks.spawn(async move {
-            let spec = ExecSpec { command, timeout: Some(grace) };
-            match ctx.drivers.runtime.exec(&id, &spec).await {
-                Ok(result) if result.code == 0 => {}
-                Ok(result) => tracing::warn!(container = %id, code = result.code, "preStop hook failed"),
-                Err(error) => tracing::warn!(container = %id, error = %chain(&error), "preStop hook failed"),
+            // What was on its way to it still arrives.
+            tokio::time::sleep(drain).await;
+            if let Some(command) = hook {
+                let spec = ExecSpec { command, timeout: Some(grace) };
+                match ctx.drivers.runtime.exec(&id, &spec).await {
+                    Ok(result) if result.code == 0 => {}
+                    Ok(result) => tracing::warn!(container = %id, code = result.code, "preStop hook failed"),
+                    Err(error) => tracing::warn!(container = %id, error = %chain(&error), "preStop hook failed"),
+                }
             }
             if let Err(error) = send_stop(&ctx, &id).await {
                 tracing::warn!(container = %id, error = %chain(&error), "stopping failed; it is killed after its grace period");
@@ -255,13 +267,13 @@ impl Applier<'_> {
             .map_err(|source| Error::Network { doing: "reading attachments".to_owned(), source })
     }
 
-    async fn set_ports(&self) -> Result<(), Error> {
+    async fn take_ports(&self, from: &[SandboxId]) -> Result<(), Error> {
         let attachments = self.attachments().await?;
         let ports = published_ports(self.desired, attachments.iter());
         self.ctx
             .drivers
             .networks
-            .set_ports(&self.desired.sandbox.spec.id, &ports)
+            .take_ports(from, &self.desired.sandbox.spec.id, &ports)
             .await
             .map_err(|source| Error::Network { doing: "publishing ports".to_owned(), source })
     }

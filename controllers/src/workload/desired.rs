@@ -24,7 +24,7 @@ use super::model::{
     About, AttachWish, ContainerWish, Desired, ImageWish, Intent, MountWish, PortWish, Probes, PullRule, SandboxWish,
     Template, VolumeWish, Wait,
 };
-use super::{env, limits, security, volumes};
+use super::{env, limits, security, update, volumes};
 use crate::context::Context;
 use crate::invalid::Invalid;
 use crate::names;
@@ -82,13 +82,26 @@ pub fn validate(object: &Workload, references: &References, place: &Place) -> Re
     let volumes = volumes::volumes(object, references, &place.node, &mut waits)?;
     let etc = etc_files(object, references)?;
     let ports = ports(object, &net)?;
-    let sandbox_spec = sandbox_spec(object, &net)?;
+    let update = update::wish(object, references)?;
+    // Beside the old there must be another sandbox, for every change that means other containers.
+    let hashes = match update.start_first {
+        true => {
+            let mut maker = Maker { object, references, place, volumes: &volumes, cgroup: &parent, waits: Vec::new() };
+            let mut all = maker.containers("spec.initContainers", &spec.init_containers)?;
+            all.extend(maker.containers("spec.containers", &spec.containers)?);
+            Some(all.into_iter().map(|wish| (wish.name, wish.hash)).collect())
+        }
+        false => None,
+    };
+    let sandbox_spec = sandbox_spec(object, &net, hashes)?;
     let cgroup = parent.join(sandbox_spec.id.as_str()).map_err(|error| Invalid::field("metadata.name", error))?;
     let mut maker = Maker { object, references, place, volumes: &volumes, cgroup: &cgroup, waits };
     let init = maker.containers("spec.initContainers", &spec.init_containers)?;
     let containers = maker.containers("spec.containers", &spec.containers)?;
     let waits = maker.waits;
     Ok(Desired {
+        update,
+        revision: update::revision(&sandbox_spec.id, init.iter().chain(&containers)),
         title: crate::image_users::title(object),
         generation: object.metadata.generation.unwrap_or_default(),
         intent: intent(object),
@@ -117,6 +130,8 @@ pub fn for_removal(object: &Workload, place: &Place) -> Result<Desired, InvalidI
         sysctls: BTreeMap::new(),
     };
     Ok(Desired {
+        update: update::DEFAULT,
+        revision: String::new(),
         title: crate::image_users::title(object),
         generation: object.metadata.generation.unwrap_or_default(),
         intent: intent(object),
@@ -250,7 +265,11 @@ fn parse_ip(path: &str, text: &str) -> Result<IpAddr, Invalid> {
     text.parse().map_err(|_| Invalid::field(path, format!("{text:?} is not an IP address")))
 }
 
-fn sandbox_spec(object: &Workload, net: &Net) -> Result<SandboxSpec, Invalid> {
+fn sandbox_spec(
+    object: &Workload,
+    net: &Net,
+    hashes: Option<BTreeMap<String, String>>,
+) -> Result<SandboxSpec, Invalid> {
     let spec = &object.spec;
     let on_host = net.namespace == NetNamespace::Host;
     let sysctls: BTreeMap<String, String> = spec
@@ -268,7 +287,7 @@ fn sandbox_spec(object: &Workload, net: &Net) -> Result<SandboxSpec, Invalid> {
     let hostname = spec.hostname.clone().unwrap_or_else(|| object.name_any());
     let host_ipc = spec.host_ipc == Some(true);
     // Whatever is in here, changed, makes a new sandbox; what is not can change under running containers.
-    let revision = serde_json::json!({
+    let mut revision = serde_json::json!({
         "net": net.namespace,
         "attachments": net.attachments.iter().map(|a| (a.network.as_str(), &a.addresses)).collect::<Vec<_>>(),
         "hostname": hostname,
@@ -277,6 +296,9 @@ fn sandbox_spec(object: &Workload, net: &Net) -> Result<SandboxSpec, Invalid> {
         "init": spec.init_containers,
         "restarted": object.annotations().get(labels::RESTARTED_AT),
     });
+    if let Some(hashes) = hashes {
+        revision["containers"] = serde_json::json!(hashes);
+    }
     let uid = object.metadata.uid.as_deref().unwrap_or_default();
     let id: SandboxId = names::sandbox_id(&object.name_any(), uid, &revision.to_string())
         .map_err(|error| Invalid::field("metadata.name", error))?;
@@ -508,7 +530,7 @@ fn image(path: &str, container: &Container) -> Result<ImageWish, Invalid> {
         PullPolicy::Never => PullRule::Never,
         PullPolicy::Newer => PullRule::Newer,
     };
-    Ok(ImageWish { fetch, policy })
+    Ok(ImageWish { fetch, policy, digest: None })
 }
 
 fn logging(path: &str, container: &Container) -> Result<(u64, u32), Invalid> {

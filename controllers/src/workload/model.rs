@@ -35,8 +35,25 @@ pub struct Desired {
     pub restart: RestartPolicy,
     /// Time between the request to stop and the kill.
     pub grace: Duration,
+    /// How another revision replaces this one's predecessor.
+    pub update: UpdateWish,
+    /// Identifies the revision: changes exactly when a container has to be replaced.
+    pub revision: String,
     /// What has to come first; while there is anything, nothing new is started and nothing that runs is touched.
     pub waits: Vec<Wait>,
+}
+
+/// How a new revision takes the place of the old.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpdateWish {
+    /// Beside the old, which goes once the new is healthy.
+    pub start_first: bool,
+    /// How long it must be ready without a break to count as good.
+    pub healthy: Duration,
+    /// When it has failed if it is not good.
+    pub deadline: Duration,
+    /// Whether the last good revision comes back then.
+    pub rollback: bool,
 }
 
 /// What should happen with the workload as a whole.
@@ -162,6 +179,8 @@ pub struct ImageWish {
     pub fetch: Fetch,
     /// When it is fetched.
     pub policy: PullRule,
+    /// The very image, where a recorded revision is run: `sha256:…`. No part of what makes a container another one.
+    pub digest: Option<String>,
 }
 
 /// When an image is fetched, given whether it is on the node.
@@ -224,6 +243,12 @@ pub struct Observed {
     pub images: BTreeMap<String, SeenImage>,
     /// Containers that the API remembers from before, by name: the runtime's own records may be gone.
     pub remembered: BTreeMap<String, Remembered>,
+    /// How long the wanted revision has been healthy without a break.
+    pub healthy_for: Option<Duration>,
+    /// A sandbox of another revision that published ports lead to.
+    pub serving: Option<SandboxId>,
+    /// The sandbox of the last revision that was good.
+    pub last_good: Option<SandboxId>,
     /// Ephemeral volumes whose files are not what they should be.
     pub outdated_files: BTreeSet<String>,
 }

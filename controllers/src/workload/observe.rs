@@ -59,6 +59,12 @@ pub async fn observe(ctx: &Arc<Context>, object: &Workload, desired: &Desired) -
             stale_sandboxes.insert(other);
         }
     }
+    let mut serving = None;
+    for other in &stale_sandboxes {
+        if !ctx.drivers.networks.ports_of(other).await?.is_empty() {
+            serving = Some(other.clone());
+        }
+    }
     let sandbox = match ctx.drivers.sandboxes.get(id).await? {
         None => None,
         Some(sandbox) => Some(SeenSandbox {
@@ -79,6 +85,9 @@ pub async fn observe(ctx: &Arc<Context>, object: &Workload, desired: &Desired) -
         containers,
         images,
         remembered: super::status::remembered(object),
+        healthy_for: None,
+        last_good: None,
+        serving,
     }))
 }
 
@@ -131,7 +140,7 @@ async fn outdated_images(
 ) -> Result<(), images::Error> {
     for wish in desired.init.iter().chain(&desired.containers) {
         let reference = &wish.image.fetch.reference;
-        let follows = matches!(wish.image.policy, PullRule::Always | PullRule::Newer);
+        let follows = matches!(wish.image.policy, PullRule::Always | PullRule::Newer) && wish.image.digest.is_none();
         let mine: Vec<&mut SeenContainer> = containers
             .iter_mut()
             .filter(|c| c.name == wish.name && c.hash == wish.hash && (c.is_live() || c.stopping.is_some()))
@@ -209,11 +218,20 @@ async fn image(
     declared: &[ImageObject],
 ) -> Result<SeenImage, Error> {
     let reference = &wish.image.fetch.reference;
-    let fetch = match fetch(ctx, object, &wish.image.fetch, declared).await? {
+    let mut fetch = match fetch(ctx, object, &wish.image.fetch, declared).await? {
         Ok(fetch) => fetch,
         Err(message) => return Ok(SeenImage::Failed { reason: reasons::CONFIG_MISSING, message }),
     };
-    let found = ctx.drivers.images.get(reference).await?;
+    let mut found = ctx.drivers.images.get(reference).await?;
+    let mut policy = wish.image.policy;
+    if let Some(digest) = &wish.image.digest {
+        policy = PullRule::IfAbsent;
+        if found.as_ref().is_none_or(|image| image.digest != *digest) {
+            // The reference stands for another image by now: the recorded one is named by its digest.
+            fetch.reference = by_digest(reference, digest);
+            found = ctx.drivers.images.get(&fetch.reference).await?;
+        }
+    }
     // Without a signature that is asked for, it is as if it were not there.
     let present = found.as_ref().filter(|image| image.is_signed_by(&fetch.signers));
     let present_now =
@@ -223,7 +241,7 @@ async fn image(
     {
         return Ok(doubt);
     }
-    match (wish.image.policy, present) {
+    match (policy, present) {
         (PullRule::IfAbsent | PullRule::Never, Some(image)) => return Ok(present_now(image)),
         (PullRule::Never, None) => {
             let (reason, what) = match found {
@@ -237,8 +255,8 @@ async fn image(
         }
         (PullRule::IfAbsent | PullRule::Always | PullRule::Newer, _) => {}
     }
-    let fresh = if wish.image.policy == PullRule::IfAbsent { Duration::ZERO } else { FRESH };
-    let old = present.filter(|_| wish.image.policy == PullRule::Newer);
+    let fresh = if policy == PullRule::IfAbsent { Duration::ZERO } else { FRESH };
+    let old = present.filter(|_| policy == PullRule::Newer);
     let state = ctx.pulls.request(&fetch, fresh);
     tell_of_pull(ctx, object, &fetch, &state).await;
     Ok(match (state, old) {
@@ -284,6 +302,15 @@ async fn tell_of_pull(ctx: &Context, object: &Workload, fetch: &Fetch, state: &P
         }
         PullState::Running(_) | PullState::Done(_) => {}
     }
+}
+
+/// `name:tag` or `name@digest` with this digest.
+fn by_digest(reference: &str, digest: &str) -> String {
+    let name = normalize(reference).unwrap_or_else(|_| reference.to_owned());
+    let name = name.split('@').next().unwrap_or_default();
+    // A colon before the last slash is a port.
+    let tag = name.rfind(':').filter(|colon| name.rfind('/').is_none_or(|slash| slash < *colon));
+    format!("{}@{digest}", tag.map_or(name, |colon| &name[..colon]))
 }
 
 /// Why the image that is there cannot be used yet: it may be damaged.

@@ -11,6 +11,9 @@
 //!    runs, so that its logs and exit state can be read.
 //! 8. A workload that ran to its end gives back what it held (memory of its shim, addresses, volumes) once its status
 //!    tells how it ended; its logs stay until it is deleted.
+//! 9. With StartFirst a new revision comes up in a sandbox of its own beside the old, without the published ports. Once
+//!    it has been healthy for long enough it takes them over, and only then the old is asked to stop. Whatever else is
+//!    there of other revisions goes at once.
 
 use std::time::Duration;
 
@@ -24,6 +27,9 @@ use serde::Serialize;
 
 use super::model::{About, ContainerWish, Desired, Intent, Observed, SeenContainer, SeenImage};
 use crate::backoff::{HEALTHY_RUN, restart_delay};
+
+/// Between the move of the published ports and the request to stop: requests under way reach their end.
+pub const DRAIN: Duration = Duration::from_secs(1);
 
 /// Everything to be done now for one workload.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -79,6 +85,11 @@ pub enum Step {
     },
     /// Make the published ports what they should be, or put them back.
     SetPorts,
+    /// The same, and take them away from these sandboxes in the same moment.
+    TakePorts {
+        /// Sandboxes of former revisions.
+        from: Vec<SandboxId>,
+    },
     /// Write the files that containers share, and the ephemeral volumes.
     WriteFiles,
     /// Create and start a container.
@@ -118,6 +129,8 @@ pub enum Why {
     Unhealthy,
     /// The sandbox must be made anew.
     SandboxChanged,
+    /// A new revision has taken over.
+    Superseded,
 }
 
 /// A container does not run yet, and why.
@@ -162,6 +175,10 @@ impl<'a> Planner<'a> {
             self.clear_everything();
             return;
         }
+        if let Some(old) = self.predecessor() {
+            self.roll_over(old);
+            return;
+        }
         if !self.clear_strangers() {
             return;
         }
@@ -174,10 +191,88 @@ impl<'a> Planner<'a> {
             self.clear_finished();
             return;
         }
-        self.ensure_sandbox();
+        self.ensure_sandbox(true);
         if self.run_init() {
             self.run_containers();
         }
+    }
+
+    /// With StartFirst: another sandbox that has to serve until the wanted one is healthy. It is the one that the
+    /// published ports lead to; without ports, that of the last good revision, else the one that was there first.
+    fn predecessor(&self) -> Option<&'a str> {
+        let observed = self.observed;
+        let ours = self.desired.sandbox.spec.id.as_str();
+        if !self.desired.update.start_first {
+            return None;
+        }
+        let is = |id: &Option<SandboxId>, c: &SeenContainer| id.as_ref().is_some_and(|id| id.as_str() == c.sandbox);
+        let others = observed.containers.iter().filter(|c| !c.init && c.is_live() && c.sandbox != ours);
+        let first = others.min_by_key(|c| {
+            (!is(&observed.serving, c), c.stopping.is_some(), !is(&observed.last_good, c), c.container.created_at)
+        });
+        first.map(|c| c.sandbox.as_str())
+    }
+
+    /// Rule 9.
+    fn roll_over(&mut self, old: &str) {
+        let (desired, observed) = (self.desired, self.observed);
+        let ours = desired.sandbox.spec.id.as_str();
+        for container in observed.containers.iter().filter(|c| c.sandbox != ours && c.sandbox != old) {
+            match container.is_live() {
+                true => self.stop(container, Why::SandboxChanged),
+                false => self.plan.steps.push(Step::Remove { id: container.id().clone() }),
+            }
+        }
+        let is_empty = |id: &&SandboxId| !observed.containers.iter().any(|c| c.sandbox == id.as_str());
+        for id in observed.stale_sandboxes.iter().filter(is_empty) {
+            self.plan.steps.push(Step::Teardown { id: id.clone() });
+        }
+        if self.blocked() || !self.images_present() {
+            // What was superseded goes all the same.
+            if self.blocked() {
+                self.hold_all_for_waits()
+            } else {
+                self.hold_for_images()
+            }
+            return;
+        }
+        self.clear_predecessors();
+        let taken_over = self.has_taken_over();
+        self.ensure_sandbox(taken_over);
+        if self.run_init() {
+            self.run_containers();
+        }
+        let rest = match observed.healthy_for {
+            _ if taken_over => Duration::ZERO,
+            Some(time) => desired.update.healthy.saturating_sub(time),
+            None => return,
+        };
+        if !rest.is_zero() {
+            self.again(rest);
+            return;
+        }
+        if !taken_over && (observed.serving.is_some() || !desired.sandbox.ports.is_empty()) {
+            let from = observed.stale_sandboxes.iter().cloned().collect();
+            self.plan.steps.push(Step::TakePorts { from });
+        }
+        for container in observed.containers.iter().filter(|c| c.sandbox == old) {
+            match container.is_live() {
+                true => self.stop(container, Why::Superseded),
+                false => self.plan.steps.push(Step::Remove { id: container.id().clone() }),
+            }
+        }
+    }
+
+    /// The wanted sandbox serves: the published ports lead to it or, without any, it has been good before.
+    fn has_taken_over(&self) -> bool {
+        let (desired, observed) = (self.desired, self.observed);
+        let Some(sandbox) = &observed.sandbox else { return false };
+        if observed.serving.is_some() || !desired.sandbox.ports.is_empty() {
+            return observed.serving.is_none() && !sandbox.ports.is_empty();
+        }
+        let ours = desired.sandbox.spec.id.as_str();
+        let lives = |c: &SeenContainer| !c.init && c.is_live() && c.stopping.is_none() && c.sandbox == ours;
+        observed.last_good.as_ref() == Some(&desired.sandbox.spec.id) && observed.containers.iter().any(lives)
     }
 
     /// Rule 1.
@@ -321,8 +416,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Rule 4.
-    fn ensure_sandbox(&mut self) {
+    /// Rule 4. The ports are left to whoever has them unless `publish`.
+    fn ensure_sandbox(&mut self, publish: bool) {
         let wish = &self.desired.sandbox;
         let seen = self.observed.sandbox.as_ref();
         let fresh = seen.is_none_or(|s| !s.complete);
@@ -341,7 +436,7 @@ impl<'a> Planner<'a> {
         for gone in attachments.iter().filter(|a| !wish.attachments.iter().any(|w| w.network == a.spec.network)) {
             self.plan.steps.push(Step::Detach { network: gone.spec.network.clone() });
         }
-        if attached || self.ports_differ() {
+        if publish && (attached || self.ports_differ()) {
             self.plan.steps.push(Step::SetPorts);
         }
         if fresh || attached || !self.observed.outdated_files.is_empty() {
@@ -509,17 +604,19 @@ impl<'a> Planner<'a> {
     }
 
     fn stop(&mut self, container: &SeenContainer, why: Why) {
+        let drain = if why == Why::Superseded { DRAIN } else { Duration::ZERO };
+        let grace = self.desired.grace.saturating_add(drain);
         match container.stopping {
             None => {
                 self.plan.steps.push(Step::Ask { id: container.id().clone(), why });
-                self.again(self.desired.grace);
+                self.again(grace);
             }
-            Some(asked) if asked >= self.desired.grace => {
+            Some(asked) if asked >= grace => {
                 self.plan.steps.push(Step::Kill { id: container.id().clone() });
                 // Its exit wakes us; this only guards against a lost event.
                 self.again(Duration::from_secs(2));
             }
-            Some(asked) => self.again(self.desired.grace - asked),
+            Some(asked) => self.again(grace - asked),
         }
     }
 

@@ -15,6 +15,7 @@ use nodelet_crds::workload::{RestartPolicy, Workload};
 use nodelet_drivers::ids::ContainerId;
 use nodelet_drivers::runtime::{Exit, TaskState};
 
+use super::Update;
 use super::model::{About, ContainerWish, Desired, Health, Intent, Observed, Remembered, SeenContainer, SeenImage};
 use super::plan::{Hold, Plan};
 use crate::context::{Context, chain};
@@ -39,6 +40,8 @@ pub enum Report<'a> {
         observed: &'a Observed,
         /// What was done, and what is held back.
         plan: &'a Plan,
+        /// How the update stands.
+        update: &'a Update,
     },
 }
 
@@ -50,6 +53,12 @@ pub async fn publish(ctx: &Context, object: &Workload, report: Report<'_>) {
     if let Err(error) = ctx.write_status(object, object.status.as_ref(), &status).await {
         tracing::warn!(workload = %object_key(object), "writing the status: {}", chain(&error));
     }
+}
+
+/// The status says that the update failed.
+pub fn is_known_to_have_failed(object: &Workload) -> bool {
+    let conditions = object.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|c| c.type_ == condition_type::PROGRESSING && c.reason == reasons::UPDATE_FAILED)
 }
 
 /// What the status remembers of the containers, by name.
@@ -97,13 +106,17 @@ fn compute(object: &Workload, report: &Report<'_>, node: &str, now: Time) -> Wor
             let ready = condition_type::READY;
             set_condition(&mut status.conditions, ready, false, reason, message.clone(), generation, now);
         }
-        Report::Seen { desired, before, observed, plan } => {
-            let seen = Seen { desired, before, observed, plan, previous: object.status.clone().unwrap_or_default() };
+        Report::Seen { desired, before, observed, plan, update } => {
+            let seen =
+                Seen { desired, before, observed, plan, update, previous: object.status.clone().unwrap_or_default() };
             status.init_container_statuses = seen.containers(&desired.init, true);
             status.container_statuses = seen.containers(&desired.containers, false);
             let phase = seen.phase();
             status.phase = Some(phase);
             status.addresses = seen.addresses();
+            status.revisions = update.history.summary();
+            let running = update.history.find(&desired.revision).map(|revision| revision.number);
+            status.revision = running.or(status.revision).filter(|_| !status.revisions.is_empty());
             if phase == WorkloadPhase::Running {
                 status.start_time.get_or_insert_with(|| now.clone());
             }
@@ -121,6 +134,7 @@ struct Seen<'a> {
     before: &'a Observed,
     observed: &'a Observed,
     plan: &'a Plan,
+    update: &'a Update,
     previous: WorkloadStatus,
 }
 
@@ -349,16 +363,22 @@ impl Seen<'_> {
             images,
             part(condition_type::VOLUMES_READY, About::Volumes, true),
             part(condition_type::NETWORKS_READY, About::Networks, made || phase == WorkloadPhase::Succeeded),
-            (
-                condition_type::PROGRESSING,
-                self.desired.intent == Intent::Run
-                    && !rolled_out
-                    && !matches!(phase, WorkloadPhase::Succeeded | WorkloadPhase::Failed),
-                if rolled_out { reasons::COMPLETE } else { reasons::PROGRESSING },
-                String::new(),
-            ),
+            self.progressing(phase, rolled_out && self.outdated().is_none()),
             (condition_type::READY, ready, reason, message),
         ]
+    }
+
+    fn progressing(&self, phase: WorkloadPhase, rolled_out: bool) -> (&'static str, bool, &'static str, String) {
+        let type_ = condition_type::PROGRESSING;
+        if let Some(message) = &self.update.held {
+            return (type_, false, reasons::ROLLED_BACK, message.clone());
+        }
+        if let Some(message) = &self.update.failed {
+            return (type_, false, reasons::UPDATE_FAILED, message.clone());
+        }
+        let over = matches!(phase, WorkloadPhase::Succeeded | WorkloadPhase::Failed);
+        let reason = if rolled_out { reasons::COMPLETE } else { reasons::PROGRESSING };
+        (type_, self.desired.intent == Intent::Run && !rolled_out && !over, reason, String::new())
     }
 
     fn ready(&self, phase: WorkloadPhase, containers: &[ContainerStatus]) -> (bool, &'static str, String) {

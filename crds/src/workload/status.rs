@@ -36,6 +36,13 @@ pub struct WorkloadStatus {
     /// Restarts of all its containers together.
     #[serde(default)]
     pub restarts: u32,
+    /// The number of the revision that runs and was good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u32>,
+    /// Revisions that were good and can be gone back to, the youngest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["number"]))]
+    pub revisions: Vec<RevisionStatus>,
     /// Its init containers, in the order of the spec.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
@@ -54,6 +61,23 @@ impl WorkloadStatus {
         let all = self.init_container_statuses.iter().chain(&self.container_statuses);
         self.restarts = all.fold(0, |sum, container| sum.saturating_add(container.restart_count));
     }
+}
+
+/// A revision that was good.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RevisionStatus {
+    /// Its number, counted from 1.
+    pub number: u32,
+    /// `metadata.generation` that it was made from.
+    pub generation: i64,
+    /// The images of its containers, in the order of the spec.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub images: Vec<String>,
+    /// When it was found good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recorded_at: Option<Time>,
 }
 
 /// Where a Workload is in its life.

@@ -178,6 +178,16 @@ impl Book {
 
     /// Whether a sandbox may have exactly these ports, as far as other sandboxes are concerned.
     pub(super) fn check_ports(&self, sandbox: &SandboxId, ports: &[PublishedPort]) -> Result<(), Error> {
+        self.check_ports_without(&[], sandbox, ports)
+    }
+
+    /// [`Book::check_ports`] as if the sandboxes `gone` had no ports.
+    pub(super) fn check_ports_without(
+        &self,
+        gone: &[SandboxId],
+        sandbox: &SandboxId,
+        ports: &[PublishedPort],
+    ) -> Result<(), Error> {
         let taken = |port: &PublishedPort, owner: String| Error::PortTaken {
             host_ip: host_ip(port),
             host_port: port.host_port,
@@ -185,7 +195,7 @@ impl Book {
             owner,
         };
         let mut claims: HashMap<(Protocol, u16), Vec<(&SandboxId, &PublishedPort)>> = HashMap::new();
-        for (owner, theirs) in self.ports.iter().filter(|(owner, _)| *owner != sandbox) {
+        for (owner, theirs) in self.ports.iter().filter(|(owner, _)| *owner != sandbox && !gone.contains(owner)) {
             for their in theirs {
                 claims.entry((their.protocol, their.host_port)).or_default().push((owner, their));
             }

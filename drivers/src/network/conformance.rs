@@ -73,6 +73,18 @@ async fn suite(networks: &impl Networks, netns: impl Fn(&str) -> PathBuf) {
     networks.set_ports(&sandbox("b"), &[wanted[1].clone()]).await.unwrap();
     assert_eq!(networks.list_ports().await.unwrap().len(), 2);
 
+    // Ports move from one sandbox to another at once, or not at all.
+    let moved = [published(None, 8081, "10.89.0.9", 80), published(None, 8083, "10.89.0.9", 80)];
+    let foreign = networks.take_ports(&[sandbox("c")], &sandbox("b"), &moved).await.unwrap_err();
+    assert!(matches!(&foreign, Error::PortTaken { owner, .. } if owner == "sandbox a"), "{foreign}");
+    assert_eq!(networks.list_ports().await.unwrap().len(), 2);
+    networks.take_ports(&[sandbox("a")], &sandbox("b"), &moved).await.unwrap();
+    networks.take_ports(&[sandbox("a")], &sandbox("b"), &moved).await.unwrap();
+    let listed: Vec<_> = moved.iter().map(|port| (sandbox("b"), port.clone(), true)).collect();
+    assert_eq!(networks.list_ports().await.unwrap(), listed);
+    networks.take_ports(&[sandbox("b")], &sandbox("a"), &ports[1..]).await.unwrap();
+    assert_eq!(networks.list_ports().await.unwrap(), [(sandbox("a"), ports[1].clone(), true)]);
+
     // Removal: ports go with their address, addresses with their attachment.
     networks.detach(&sandbox("a"), &key("n")).await.unwrap();
     assert_eq!(networks.ports_of(&sandbox("a")).await.unwrap(), []);

@@ -208,8 +208,12 @@ impl Networks for FakeNetworks {
     }
 
     async fn set_ports(&self, sandbox: &SandboxId, ports: &[PublishedPort]) -> Result<(), Error> {
+        self.take_ports(&[], sandbox, ports).await
+    }
+
+    async fn take_ports(&self, from: &[SandboxId], sandbox: &SandboxId, ports: &[PublishedPort]) -> Result<(), Error> {
         let mut state = self.lock();
-        state.book.check_ports(sandbox, ports)?;
+        state.book.check_ports_without(from, sandbox, ports)?;
         if let Some(port) = ports.iter().find(|port| state.listeners.contains(&(port.protocol, port.host_port))) {
             return Err(Error::PortTaken {
                 host_ip: book::host_ip(port),
@@ -217,6 +221,9 @@ impl Networks for FakeNetworks {
                 protocol: port.protocol,
                 owner: "a listener on the node".to_owned(),
             });
+        }
+        for other in from.iter().filter(|other| *other != sandbox) {
+            state.book.ports.remove(other);
         }
         state.set_ports(sandbox, ports);
         Ok(())

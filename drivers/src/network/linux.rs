@@ -129,6 +129,11 @@ impl Networks for LinuxNetworks {
         self.run(move |node| node.set_ports(&sandbox, &ports)).await
     }
 
+    async fn take_ports(&self, from: &[SandboxId], sandbox: &SandboxId, ports: &[PublishedPort]) -> Result<(), Error> {
+        let (from, sandbox, ports) = (from.to_vec(), sandbox.clone(), ports.to_vec());
+        self.run(move |node| node.take_ports(&from, &sandbox, &ports)).await
+    }
+
     async fn list_ports(&self) -> Result<Vec<(SandboxId, PublishedPort, bool)>, Error> {
         self.run(|node| node.list_ports(None)).await
     }

@@ -45,6 +45,9 @@ pub(super) fn failed(doing: impl Into<String>) -> impl FnOnce(std::io::Error) ->
 pub(super) struct PortsRecord {
     pub(super) sandbox: SandboxId,
     pub(super) ports: Vec<super::PublishedPort>,
+    /// Sandboxes that had these ports before: what is still on record of them is of no value any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) taken_from: Vec<SandboxId>,
 }
 
 /// What the kernel has at one moment.
@@ -86,8 +89,16 @@ impl Node {
         for place in self.records.read_all::<super::book::Place>(Kind::Attachments)? {
             self.book.places.insert((place.spec.sandbox.clone(), place.spec.network.clone()), place);
         }
+        let mut superseded = Vec::new();
         for record in self.records.read_all::<PortsRecord>(Kind::Ports)? {
+            superseded.extend(record.taken_from);
             self.book.ports.insert(record.sandbox, record.ports);
+        }
+        // A move of ports was cut short after it had been decided.
+        for sandbox in superseded {
+            if self.book.ports.remove(&sandbox).is_some() {
+                self.records.remove(Kind::Ports, sandbox.as_str())?;
+            }
         }
         Ok(())
     }

@@ -20,17 +20,7 @@ impl Node {
             return if ports.is_empty() { Ok(()) } else { self.sync_table().map(|_| ()) };
         }
         self.book.check_ports(sandbox, ports)?;
-        let held: HashSet<_> = before.iter().flatten().map(claim).collect();
-        for port in ports.iter().filter(|port| !held.contains(&claim(port))) {
-            if has_listener(port) {
-                return Err(Error::PortTaken {
-                    host_ip: book::host_ip(port),
-                    host_port: port.host_port,
-                    protocol: port.protocol,
-                    owner: "a listener on the node".to_owned(),
-                });
-            }
-        }
+        check_listeners(before.iter().flatten(), ports)?;
         // What the kernel may hold until this is done is on disk at any time: first both, then only the new ones.
         let mut both: Vec<_> = before.iter().flatten().chain(ports).cloned().collect();
         both.sort();
@@ -45,6 +35,49 @@ impl Node {
         self.forget_connections(before.as_deref().unwrap_or_default(), ports);
         if both.len() == ports.len() {
             return Ok(());
+        }
+        self.record_ports(sandbox, ports)
+    }
+
+    /// See [`super::Networks::take_ports`].
+    ///
+    /// The one write of the new owner's record decides: it names those that it takes the ports from, so that their
+    /// own records count for nothing from then on, whether or not we live to remove them.
+    pub(super) fn take_ports(
+        &mut self,
+        from: &[SandboxId],
+        sandbox: &SandboxId,
+        ports: &[PublishedPort],
+    ) -> Result<(), Error> {
+        let from: Vec<SandboxId> =
+            from.iter().filter(|other| *other != sandbox && self.book.ports.contains_key(other)).cloned().collect();
+        if from.is_empty() || ports.is_empty() {
+            for other in &from {
+                self.set_ports(other, &[])?;
+            }
+            return self.set_ports(sandbox, ports);
+        }
+        self.book.check_ports_without(&from, sandbox, ports)?;
+        let mut owners = from.clone();
+        owners.push(sandbox.clone());
+        let before: Vec<_> = owners.iter().map(|id| (id.clone(), self.book.ports.get(id).cloned())).collect();
+        let held: Vec<PublishedPort> = before.iter().flat_map(|(_, ports)| ports.iter().flatten()).cloned().collect();
+        check_listeners(held.iter(), ports)?;
+        self.write_ports(&PortsRecord { sandbox: sandbox.clone(), ports: ports.to_vec(), taken_from: from.clone() })?;
+        for other in &from {
+            self.remember_ports(other, Vec::new());
+        }
+        self.remember_ports(sandbox, ports.to_vec());
+        if let Err(error) = self.sync_table() {
+            for (owner, ports) in before {
+                self.record_ports(&owner, ports.as_deref().unwrap_or_default())?;
+                self.remember_ports(&owner, ports.unwrap_or_default());
+            }
+            return Err(error);
+        }
+        self.forget_connections(&held, ports);
+        for other in &from {
+            self.record_ports(other, &[])?;
         }
         self.record_ports(sandbox, ports)
     }
@@ -84,9 +117,13 @@ impl Node {
             let removing = failed(format!("removing {}", path.display()));
             return self.records.remove(Kind::Ports, sandbox.as_str()).map_err(removing);
         }
-        let record = PortsRecord { sandbox: sandbox.clone(), ports: ports.to_vec() };
+        self.write_ports(&PortsRecord { sandbox: sandbox.clone(), ports: ports.to_vec(), taken_from: Vec::new() })
+    }
+
+    fn write_ports(&self, record: &PortsRecord) -> Result<(), Error> {
+        let path = self.records.path(Kind::Ports, record.sandbox.as_str());
         self.records
-            .write(Kind::Ports, sandbox.as_str(), &record)
+            .write(Kind::Ports, record.sandbox.as_str(), record)
             .map_err(failed(format!("writing {}", path.display())))
     }
 
@@ -105,6 +142,20 @@ impl Node {
             }
         }
         Ok(list)
+    }
+}
+
+/// Fails if a program of the node listens at a port that is not among those held already.
+fn check_listeners<'a>(held: impl Iterator<Item = &'a PublishedPort>, ports: &[PublishedPort]) -> Result<(), Error> {
+    let held: HashSet<_> = held.map(claim).collect();
+    match ports.iter().find(|port| !held.contains(&claim(port)) && has_listener(port)) {
+        None => Ok(()),
+        Some(port) => Err(Error::PortTaken {
+            host_ip: book::host_ip(port),
+            host_port: port.host_port,
+            protocol: port.protocol,
+            owner: "a listener on the node".to_owned(),
+        }),
     }
 }
 

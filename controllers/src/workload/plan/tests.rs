@@ -26,7 +26,7 @@ fn now() -> Timestamp {
 fn wish(name: &str) -> ContainerWish {
     ContainerWish {
         name: name.to_owned(),
-        image: ImageWish { fetch: Fetch::new("web:1"), policy: PullRule::IfAbsent },
+        image: ImageWish { fetch: Fetch::new("web:1"), policy: PullRule::IfAbsent, digest: None },
         template: Template {
             command: vec![],
             args: vec![],
@@ -82,6 +82,8 @@ fn desired() -> Desired {
         containers: vec![wish("main")],
         restart: RestartPolicy::Always,
         grace: Duration::from_secs(10),
+        update: crate::workload::update::DEFAULT,
+        revision: "r1".to_owned(),
         waits: vec![],
     }
 }
@@ -177,6 +179,7 @@ fn short(step: &Step) -> String {
         Step::Attach { network } => format!("attach {network}"),
         Step::Detach { network } => format!("detach {network}"),
         Step::SetPorts => "ports".to_owned(),
+        Step::TakePorts { .. } => "take ports".to_owned(),
         Step::WriteFiles => "files".to_owned(),
         Step::Start { container, attempt, restarts, failures, .. } => {
             format!("start {container} {attempt} r{restarts} f{failures}")
@@ -427,6 +430,98 @@ fn one_change_on_a_healthy_workload() {
     }
 }
 
+#[test]
+fn a_successor_takes_over_once_it_is_healthy() {
+    type Case = (&'static str, fn(&mut Desired, &mut Observed), &'static [&'static str]);
+    let cases: &[Case] = &[
+        ("not long enough", |_, _| {}, &[]),
+        (
+            "long enough",
+            |_, o| o.healthy_for = Some(Duration::from_secs(10)),
+            &["take ports", "ask web-0-main-0 Superseded"],
+        ),
+        (
+            "taken over, then no longer ready",
+            |_, o| {
+                o.healthy_for = None;
+                o.serving = None;
+                o.sandbox.as_mut().unwrap().ports = vec![(port(), true)];
+                o.containers[0].stopping = Some(Duration::from_secs(2));
+            },
+            &[],
+        ),
+        (
+            "taken over, the old one's grace and drain are over",
+            |_, o| {
+                o.serving = None;
+                o.sandbox.as_mut().unwrap().ports = vec![(port(), true)];
+                o.containers[0].stopping = Some(Duration::from_secs(11));
+            },
+            &["kill web-0-main-0"],
+        ),
+        (
+            "the old one ended by itself: nothing to wait for",
+            |_, o| o.containers[0].container.state = exited(1, 0),
+            &["remove web-0-main-0", "teardown web-0", "ports"],
+        ),
+        (
+            "a third one is in the way",
+            |_, o| {
+                let mut third = container("main", 0, running());
+                third.sandbox = "web-x".to_owned();
+                third.container.id = ContainerId::new("web-x-main-0").unwrap();
+                o.containers.push(third);
+                o.stale_sandboxes.insert(SandboxId::new("web-x").unwrap());
+            },
+            &["ask web-x-main-0 SandboxChanged"],
+        ),
+        (
+            "without ports",
+            |d, o| {
+                d.sandbox.ports.clear();
+                o.serving = None;
+                o.healthy_for = Some(Duration::from_secs(10));
+            },
+            &["ask web-0-main-0 Superseded"],
+        ),
+        (
+            "back to what was good, without ports",
+            |d, o| {
+                d.sandbox.ports.clear();
+                o.serving = None;
+                o.last_good = Some(SandboxId::new(SANDBOX).unwrap());
+            },
+            &["ask web-0-main-0 Superseded"],
+        ),
+        (
+            "the image cannot be had",
+            |_, o| {
+                o.containers.pop();
+                o.images.insert("main".into(), SeenImage::Pulling { message: String::new() });
+            },
+            &[],
+        ),
+        ("stopped", |d, _| d.intent = Intent::Stop, &["ask web-0-main-0 NotWanted", "ask web-1-main-0 NotWanted"]),
+    ];
+    for (name, change, expected) in cases {
+        let (mut desired, mut observed) = (desired(), healthy());
+        desired.update.start_first = true;
+        let mut old = container("main", 0, running());
+        old.sandbox = OLD_SANDBOX.to_owned();
+        old.container.id = ContainerId::new(format!("{OLD_SANDBOX}-main-0")).unwrap();
+        old.hash = "h0".to_owned();
+        observed.containers.insert(0, old);
+        let id = SandboxId::new(OLD_SANDBOX).unwrap();
+        observed.stale_sandboxes.insert(id.clone());
+        observed.serving = Some(id.clone());
+        observed.last_good = Some(id);
+        observed.sandbox.as_mut().unwrap().ports.clear();
+        observed.healthy_for = Some(Duration::from_secs(9));
+        change(&mut desired, &mut observed);
+        assert_eq!(steps(&desired, &observed), *expected, "{name}");
+    }
+}
+
 fn wait(about: About) -> Wait {
     Wait { reason: "Test", message: "waits".into(), about }
 }
@@ -492,7 +587,14 @@ fn apply_to_model(desired: &Desired, observed: &mut Observed, plan: &Plan) {
             }
             Step::Remove { id } => observed.containers.retain(|c| c.id() != id),
             Step::Teardown { id } => {
+                assert!(
+                    !observed.containers.iter().any(|c| c.sandbox == id.as_str() && c.is_live()),
+                    "torn down alive"
+                );
                 observed.stale_sandboxes.remove(id);
+                if observed.serving.as_ref() == Some(id) {
+                    observed.serving = None;
+                }
                 if *id == desired.sandbox.spec.id {
                     observed.sandbox = None;
                 }
@@ -508,7 +610,11 @@ fn apply_to_model(desired: &Desired, observed: &mut Observed, plan: &Plan) {
             }
             Step::Attach { .. } => observed.sandbox.as_mut().unwrap().attachments = vec![attachment()],
             Step::Detach { .. } => observed.sandbox.as_mut().unwrap().attachments.clear(),
-            Step::SetPorts => {
+            Step::SetPorts | Step::TakePorts { .. } => {
+                if matches!(step, Step::TakePorts { .. }) {
+                    observed.serving = None;
+                }
+                assert!(observed.serving.is_none(), "a port with two owners");
                 let sandbox = observed.sandbox.as_mut().unwrap();
                 sandbox.ports =
                     published_ports(desired, sandbox.attachments.iter()).into_iter().map(|p| (p, true)).collect();
@@ -577,11 +683,15 @@ prop_compose! {
         stale in any::<bool>(),
         intent in prop_oneof![3 => Just(Intent::Run), 1 => Just(Intent::Stop), 1 => Just(Intent::Delete)],
         restart in prop_oneof![Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Never)],
+        start_first in any::<bool>(),
+        serving in any::<bool>(),
+        good in prop::option::of(prop_oneof![Just(SANDBOX), Just(OLD_SANDBOX)]),
     ) -> (Desired, Observed) {
         let mut desired = desired();
         desired.containers.push(wish("side"));
         desired.intent = intent;
         desired.restart = restart;
+        desired.update.start_first = start_first && restart == RestartPolicy::Always;
         let mut observed = Observed::default();
         let mut seen = std::collections::BTreeSet::new();
         for c in containers {
@@ -598,6 +708,11 @@ prop_compose! {
         if stale || observed.containers.iter().any(|c| c.sandbox == OLD_SANDBOX) {
             observed.stale_sandboxes.insert(SandboxId::new(OLD_SANDBOX).unwrap());
         }
+        let published = observed.sandbox.as_ref().is_some_and(|sandbox| !sandbox.ports.is_empty());
+        if serving && !published && !observed.stale_sandboxes.is_empty() {
+            observed.serving = Some(SandboxId::new(OLD_SANDBOX).unwrap());
+        }
+        observed.last_good = good.map(|id| SandboxId::new(id).unwrap());
         for name in ["main", "side"] {
             observed.images.insert(name.to_owned(), present());
         }
@@ -620,6 +735,8 @@ proptest! {
                 // A restarted container is healthy.
                 if round > 0 && c.is_live() { c.health = Health::default(); c.stopping = None; }
             }
+            let healthy = crate::workload::update::is_healthy(&desired, &observed);
+            observed.healthy_for = healthy.then_some(Duration::from_secs(100));
             let plan = plan(&desired, &observed, later);
             if plan.steps.is_empty() {
                 break;
@@ -638,6 +755,24 @@ proptest! {
         } else {
             prop_assert!(observed.containers.is_empty() && observed.sandbox.is_none());
             prop_assert!(observed.stale_sandboxes.is_empty());
+        }
+    }
+
+    /// With StartFirst, what the ports lead to is not stopped before they lead to something that was healthy for long
+    /// enough, and they are not moved before.
+    #[test]
+    fn nothing_that_serves_is_stopped_before_its_successor_serves((desired, observed) in any_world()) {
+        let old = |id: &ContainerId| id.as_str().starts_with(OLD_SANDBOX);
+        let serves = observed.containers.iter().any(|c| c.is_live() && !c.init && c.sandbox == OLD_SANDBOX);
+        if desired.intent == Intent::Run && desired.update.start_first && observed.serving.is_some() && serves {
+            for step in plan(&desired, &observed, now()).steps {
+                match step {
+                    Step::Ask { id, .. } | Step::Kill { id } => prop_assert!(!old(&id), "{id}"),
+                    Step::Teardown { id } => prop_assert!(id.as_str() != OLD_SANDBOX),
+                    Step::SetPorts | Step::TakePorts { .. } => prop_assert!(false, "moved too early"),
+                    _ => {}
+                }
+            }
         }
     }
 
