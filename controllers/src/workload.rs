@@ -165,7 +165,12 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
     status::publish(ctx, object, report).await;
     probe(ctx, object, &desired, &after);
     // A plan is made for what was there; what its steps changed is looked at again at once.
-    let again_in = plan.again_in.into_iter().chain(update.again_in).min();
+    let life = if deleting { None } else { status::time_to_live(object, ctx.now()) };
+    if life.is_some_and(|life| life.is_zero()) {
+        return expire(ctx, object).await;
+    }
+    let life = life.map(|life| life + std::time::Duration::from_millis(5));
+    let again_in = plan.again_in.into_iter().chain(update.again_in).chain(life).min();
     Ok(match again_in {
         Some(after) => Outcome::Again(after),
         None if desired.intent != Intent::Run && !observe::is_clear(&after) => {
@@ -186,6 +191,20 @@ pub struct Update {
     again_in: Option<std::time::Duration>,
     /// The revisions that were good.
     pub history: Arc<revisions::History>,
+}
+
+/// Deletes an object that has ended and was kept for long enough, unless it is another one by now.
+async fn expire(ctx: &Context, object: &Workload) -> Result<Outcome, Error> {
+    let preconditions = kube::api::Preconditions { uid: object.metadata.uid.clone(), resource_version: None };
+    let params = kube::api::DeleteParams { preconditions: Some(preconditions), ..Default::default() };
+    tracing::info!(workload = %object_key(object), "deleted: ttlSecondsAfterFinished is over");
+    let api: kube::Api<Workload> = crate::context::NamespacedOrNot::api(&ctx.client, object.namespace().as_deref());
+    match api.delete(&object.name_any(), &params).await {
+        Ok(_) => Ok(Outcome::Settled),
+        // Somebody was faster.
+        Err(kube::Error::Api(status)) if [404, 409].contains(&status.code) => Ok(Outcome::Settled),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A recorded revision in place of the declared one.

@@ -118,6 +118,10 @@ pub const RUN_CONTAINER_ERROR: &str = "RunContainerError";
 pub const COMPLETED: &str = "Completed";
 /// A container ended with another exit code than 0 and is not started again.
 pub const ERROR: &str = "Error";
+/// It ran for longer than `activeDeadlineSeconds`.
+pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+/// A container failed more often than `backoffLimit` allows.
+pub const BACKOFF_LIMIT_EXCEEDED: &str = "BackoffLimitExceeded";
 /// The kernel killed a container for its memory limit.
 pub const OOM_KILLED: &str = "OOMKilled";
 /// A liveness or startup probe killed the container.

@@ -137,6 +137,17 @@ pub struct WorkloadSpec {
     /// How a changed spec replaces running containers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update: Option<Update>,
+    /// Seconds that it may run, counted from its first start: then it is stopped and has failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub active_deadline_seconds: Option<u32>,
+    /// With restartPolicy OnFailure: how often a container is started again after a failure before the Workload has
+    /// failed. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backoff_limit: Option<u32>,
+    /// Seconds after which the object is deleted once its containers ended for good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds_after_finished: Option<u32>,
     /// How many revisions that worked are kept to go back to, the present one aside. Default: 10.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 100))]
@@ -189,6 +200,9 @@ impl Default for WorkloadSpec {
             stopped: false,
             depends_on: Vec::new(),
             update: None,
+            active_deadline_seconds: None,
+            backoff_limit: None,
+            ttl_seconds_after_finished: None,
             revision_history_limit: None,
             termination_grace_period_seconds: ten(),
             init_containers: Vec::new(),

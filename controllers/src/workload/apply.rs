@@ -181,6 +181,7 @@ impl Applier<'_> {
             Why::Changed => format!("Stopping container {name}: its specification changed"),
             Why::Unhealthy => format!("Container {name} failed its liveness or startup probe and will be restarted"),
             Why::SandboxChanged => format!("Stopping container {name}: its network or namespaces changed"),
+            Why::GivenUp => format!("Stopping container {name}: the workload has failed"),
             Why::Superseded => format!("Stopping container {name}: its successor has taken over"),
         };
         let (type_, reason) = match why {

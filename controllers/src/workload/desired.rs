@@ -11,7 +11,7 @@ use nodelet_crds::image::PullPolicy;
 use nodelet_crds::network::NetworkDriver;
 use nodelet_crds::volume::AccessMode;
 use nodelet_crds::workload::{
-    Container, DependencyCondition, Protocol as ApiProtocol, Workload, WorkloadPhase, container,
+    Container, DependencyCondition, Protocol as ApiProtocol, RestartPolicy, Workload, WorkloadPhase, container,
 };
 use nodelet_crds::{labels, reasons};
 use nodelet_drivers::ids::{CgroupPath, InvalidId, SandboxId};
@@ -21,8 +21,8 @@ use nodelet_drivers::sandbox::{EtcFiles, NetNamespace, SandboxSpec};
 
 use super::dereference::References;
 use super::model::{
-    About, AttachWish, ContainerWish, Desired, ImageWish, Intent, MountWish, PortWish, Probes, PullRule, SandboxWish,
-    Template, VolumeWish, Wait,
+    About, AttachWish, Batch, ContainerWish, Desired, ImageWish, Intent, MountWish, PortWish, Probes, PullRule,
+    SandboxWish, Template, VolumeWish, Wait,
 };
 use super::{env, limits, security, update, volumes};
 use crate::context::Context;
@@ -100,6 +100,7 @@ pub fn validate(object: &Workload, references: &References, place: &Place) -> Re
     let containers = maker.containers("spec.containers", &spec.containers)?;
     let waits = maker.waits;
     Ok(Desired {
+        batch: batch(object)?,
         update,
         revision: update::revision(&sandbox_spec.id, init.iter().chain(&containers)),
         title: crate::image_users::title(object),
@@ -130,6 +131,7 @@ pub fn for_removal(object: &Workload, place: &Place) -> Result<Desired, InvalidI
         sysctls: BTreeMap::new(),
     };
     Ok(Desired {
+        batch: Batch::default(),
         update: update::DEFAULT,
         revision: String::new(),
         title: crate::image_users::title(object),
@@ -148,6 +150,22 @@ pub fn for_removal(object: &Workload, place: &Place) -> Result<Desired, InvalidI
         restart: object.spec.restart_policy,
         grace: Duration::from_secs(u64::from(object.spec.termination_grace_period_seconds)),
         waits: Vec::new(),
+    })
+}
+
+fn batch(object: &Workload) -> Result<Batch, Invalid> {
+    let spec = &object.spec;
+    let ends = matches!(spec.restart_policy, RestartPolicy::OnFailure | RestartPolicy::Never);
+    if spec.backoff_limit.is_some() && spec.restart_policy != RestartPolicy::OnFailure {
+        return Err(Invalid::field("spec.backoffLimit", "needs restartPolicy OnFailure"));
+    }
+    if spec.ttl_seconds_after_finished.is_some() && !ends && spec.active_deadline_seconds.is_none() {
+        let message = "needs a Workload that ends: restartPolicy OnFailure or Never, or activeDeadlineSeconds";
+        return Err(Invalid::field("spec.ttlSecondsAfterFinished", message));
+    }
+    Ok(Batch {
+        deadline: spec.active_deadline_seconds.map(|seconds| Duration::from_secs(u64::from(seconds))),
+        backoff_limit: spec.backoff_limit,
     })
 }
 

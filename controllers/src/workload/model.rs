@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use nodelet_crds::workload::RestartPolicy;
 use nodelet_drivers::cgroups::Limits;
 use nodelet_drivers::ids::{CgroupPath, ContainerId, NetworkKey, SandboxId};
@@ -35,12 +36,32 @@ pub struct Desired {
     pub restart: RestartPolicy,
     /// Time between the request to stop and the kill.
     pub grace: Duration,
+    /// When it is given up.
+    pub batch: Batch,
     /// How another revision replaces this one's predecessor.
     pub update: UpdateWish,
     /// Identifies the revision: changes exactly when a container has to be replaced.
     pub revision: String,
     /// What has to come first; while there is anything, nothing new is started and nothing that runs is touched.
     pub waits: Vec<Wait>,
+}
+
+/// When a workload has failed for good.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// It ran for this long.
+    pub deadline: Option<Duration>,
+    /// A container failed more often than this.
+    pub backoff_limit: Option<u32>,
+}
+
+/// A workload has failed for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GivenUp {
+    /// A reason constant.
+    pub reason: &'static str,
+    /// In words.
+    pub message: String,
 }
 
 /// How a new revision takes the place of the old.
@@ -243,6 +264,10 @@ pub struct Observed {
     pub images: BTreeMap<String, SeenImage>,
     /// Containers that the API remembers from before, by name: the runtime's own records may be gone.
     pub remembered: BTreeMap<String, Remembered>,
+    /// When it was first started.
+    pub started_at: Option<Timestamp>,
+    /// The status tells already that it has failed for good.
+    pub given_up: Option<GivenUp>,
     /// How long the wanted revision has been healthy without a break.
     pub healthy_for: Option<Duration>,
     /// A sandbox of another revision that published ports lead to.

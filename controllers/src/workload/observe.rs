@@ -85,6 +85,8 @@ pub async fn observe(ctx: &Arc<Context>, object: &Workload, desired: &Desired) -
         containers,
         images,
         remembered: super::status::remembered(object),
+        started_at: super::status::started_at(object),
+        given_up: super::status::given_up(object),
         healthy_for: None,
         last_good: None,
         serving,

@@ -14,6 +14,8 @@
 //! 9. With StartFirst a new revision comes up in a sandbox of its own beside the old, without the published ports. Once
 //!    it has been healthy for long enough it takes them over, and only then the old is asked to stop. Whatever else is
 //!    there of other revisions goes at once.
+//! 10. A workload that ran past its deadline, or a container of which failed more often than it may, is stopped for
+//!     good, and then cleared away as in rule 8.
 
 use std::time::Duration;
 
@@ -25,7 +27,7 @@ use nodelet_drivers::ids::{ContainerId, NetworkKey, SandboxId};
 use nodelet_drivers::runtime::{Exit, TaskState};
 use serde::Serialize;
 
-use super::model::{About, ContainerWish, Desired, Intent, Observed, SeenContainer, SeenImage};
+use super::model::{About, ContainerWish, Desired, GivenUp, Intent, Observed, SeenContainer, SeenImage};
 use crate::backoff::{HEALTHY_RUN, restart_delay};
 
 /// Between the move of the published ports and the request to stop: requests under way reach their end.
@@ -44,6 +46,8 @@ pub struct Plan {
     pub again_in: Option<Duration>,
     /// What keeps containers from running, by container name.
     pub holds: Vec<Hold>,
+    /// It has failed for good.
+    pub given_up: Option<GivenUp>,
 }
 
 /// One effect.
@@ -131,6 +135,8 @@ pub enum Why {
     SandboxChanged,
     /// A new revision has taken over.
     Superseded,
+    /// The workload has failed for good.
+    GivenUp,
 }
 
 /// A container does not run yet, and why.
@@ -156,6 +162,7 @@ pub fn plan(desired: &Desired, observed: &Observed, now: Timestamp) -> Plan {
             steps: Vec::new(),
             again_in: None,
             holds: Vec::new(),
+            given_up: None,
         },
     };
     planner.decide();
@@ -173,6 +180,10 @@ impl<'a> Planner<'a> {
     fn decide(&mut self) {
         if self.desired.intent != Intent::Run {
             self.clear_everything();
+            return;
+        }
+        if let Some(given_up) = self.given_up() {
+            self.give_up(given_up);
             return;
         }
         if let Some(old) = self.predecessor() {
@@ -194,6 +205,54 @@ impl<'a> Planner<'a> {
         self.ensure_sandbox(true);
         if self.run_init() {
             self.run_containers();
+        }
+    }
+
+    /// Rule 10.
+    fn given_up(&mut self) -> Option<GivenUp> {
+        let (desired, observed) = (self.desired, self.observed);
+        if observed.given_up.is_some() {
+            return observed.given_up.clone();
+        }
+        if let Some(limit) = desired.batch.backoff_limit {
+            let wishes = desired.init.iter().map(|wish| (wish, true));
+            for (wish, init) in wishes.chain(desired.containers.iter().map(|wish| (wish, false))) {
+                let Some(seen) = self.current(wish, init).filter(|seen| seen.hash == wish.hash) else { continue };
+                if let TaskState::Exited(exit) = &seen.container.state
+                    && exit.code != 0
+                    && seen.failures >= limit
+                {
+                    let times = limit.saturating_add(1);
+                    let message =
+                        format!("container {} failed {times} times, at last with code {}", wish.name, exit.code);
+                    return Some(GivenUp { reason: reasons::BACKOFF_LIMIT_EXCEEDED, message });
+                }
+            }
+        }
+        let (deadline, started) = (desired.batch.deadline?, observed.started_at?);
+        if self.is_finished() {
+            return None;
+        }
+        let rest = deadline.saturating_sub(elapsed(started, self.now));
+        if rest.is_zero() {
+            let message = format!("ran for more than {} s", deadline.as_secs());
+            return Some(GivenUp { reason: reasons::DEADLINE_EXCEEDED, message });
+        }
+        self.again(rest);
+        None
+    }
+
+    fn give_up(&mut self, given_up: GivenUp) {
+        self.plan.given_up = Some(given_up);
+        let observed = self.observed;
+        let live: Vec<&SeenContainer> = observed.containers.iter().filter(|c| c.is_live()).collect();
+        if !live.is_empty() {
+            live.into_iter().for_each(|container| self.stop(container, Why::GivenUp));
+        } else if observed.given_up.is_none() {
+            // How they ended is told before their records go.
+            self.again(Duration::from_millis(20));
+        } else {
+            self.clear_everything();
         }
     }
 
@@ -228,7 +287,6 @@ impl<'a> Planner<'a> {
             self.plan.steps.push(Step::Teardown { id: id.clone() });
         }
         if self.blocked() || !self.images_present() {
-            // What was superseded goes all the same.
             if self.blocked() {
                 self.hold_all_for_waits()
             } else {
@@ -542,7 +600,9 @@ impl<'a> Planner<'a> {
         }
         let ended = Timestamp::try_from(exit.at).unwrap_or(self.now);
         let ran = since(current.container.created_at, ended);
-        let failures = if ran >= HEALTHY_RUN { 1 } else { current.failures.saturating_add(1) };
+        // Where failures are limited, each counts, however long it took.
+        let forgotten = ran >= HEALTHY_RUN && self.desired.batch.backoff_limit.is_none();
+        let failures = if forgotten { 1 } else { current.failures.saturating_add(1) };
         let delay = restart_delay(failures);
         // A clock that went backwards lengthens nothing beyond the delay itself.
         let waited = elapsed(ended, self.now);

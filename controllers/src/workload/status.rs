@@ -16,7 +16,9 @@ use nodelet_drivers::ids::ContainerId;
 use nodelet_drivers::runtime::{Exit, TaskState};
 
 use super::Update;
-use super::model::{About, ContainerWish, Desired, Health, Intent, Observed, Remembered, SeenContainer, SeenImage};
+use super::model::{
+    About, ContainerWish, Desired, GivenUp, Health, Intent, Observed, Remembered, SeenContainer, SeenImage,
+};
 use super::plan::{Hold, Plan};
 use crate::context::{Context, chain};
 use crate::controller::object_key;
@@ -53,6 +55,46 @@ pub async fn publish(ctx: &Context, object: &Workload, report: Report<'_>) {
     if let Err(error) = ctx.write_status(object, object.status.as_ref(), &status).await {
         tracing::warn!(workload = %object_key(object), "writing the status: {}", chain(&error));
     }
+}
+
+/// When the workload was first started, as it is declared now.
+pub fn started_at(object: &Workload) -> Option<Timestamp> {
+    let status = object.status.as_ref().filter(|status| !is_another_run(object, status))?;
+    status.start_time.as_ref().map(|time| time.0)
+}
+
+/// It had ended, and was edited since: what comes is another run of it.
+fn is_another_run(object: &Workload, status: &WorkloadStatus) -> bool {
+    status.observed_generation != object.metadata.generation && is_over(status)
+}
+
+fn is_over(status: &WorkloadStatus) -> bool {
+    matches!(status.phase, Some(WorkloadPhase::Succeeded | WorkloadPhase::Failed))
+}
+
+/// The status says that the workload, as it is declared now, has failed for good.
+pub fn given_up(object: &Workload) -> Option<GivenUp> {
+    let status = object.status.as_ref()?;
+    let current = status.observed_generation == object.metadata.generation && is_over(status);
+    let ready = find_condition(&status.conditions, condition_type::READY).filter(|_| current)?;
+    let reasons = [reasons::DEADLINE_EXCEEDED, reasons::BACKOFF_LIMIT_EXCEEDED];
+    let reason = reasons.into_iter().find(|reason| *reason == ready.reason)?;
+    Some(GivenUp { reason, message: ready.message.clone() })
+}
+
+/// How long an object that has ended is kept yet; `None` if it is kept for ever or has not ended.
+pub fn time_to_live(object: &Workload, now: Timestamp) -> Option<std::time::Duration> {
+    let ttl = std::time::Duration::from_secs(u64::from(object.spec.ttl_seconds_after_finished?));
+    let status = object.status.as_ref()?;
+    if !is_over(status) || status.observed_generation != object.metadata.generation {
+        return None;
+    }
+    let all = status.init_container_statuses.iter().chain(&status.container_statuses);
+    let ends = all.flat_map(|c| [&c.state.terminated, &c.last_state.terminated]).flatten();
+    let ended = ends.filter_map(|end| end.finished_at.as_ref()).map(|time| time.0).max()?;
+    // A clock that went backwards makes nobody wait for longer than the time to live.
+    let past = std::time::Duration::try_from(now.duration_since(ended)).unwrap_or_default();
+    Some(ttl.saturating_sub(past))
 }
 
 /// The status says that the update failed.
@@ -98,6 +140,9 @@ fn whole_seconds(now: Timestamp) -> Timestamp {
 fn compute(object: &Workload, report: &Report<'_>, node: &str, now: Time) -> WorkloadStatus {
     let mut status = object.status.clone().unwrap_or_default();
     let generation = object.metadata.generation;
+    if is_another_run(object, &status) {
+        status.start_time = None;
+    }
     status.observed_generation = generation;
     status.node_name = Some(node.to_owned());
     match report {
@@ -262,6 +307,9 @@ impl Seen<'_> {
             let over = self.observed.containers.is_empty();
             return if over { WorkloadPhase::Stopped } else { self.previous.phase.unwrap_or_default() };
         }
+        if self.plan.given_up.is_some() {
+            return WorkloadPhase::Failed;
+        }
         if let Some(phase) = self.finished() {
             return phase;
         }
@@ -386,6 +434,9 @@ impl Seen<'_> {
             WorkloadPhase::Succeeded => return (false, reasons::COMPLETED, "all containers ended well".to_owned()),
             WorkloadPhase::Stopped => return (false, reasons::STOPPED, "spec.stopped is true".to_owned()),
             WorkloadPhase::Failed => {
+                if let Some(given_up) = &self.plan.given_up {
+                    return (false, given_up.reason, given_up.message.clone());
+                }
                 let failed = containers.iter().filter_map(|c| Some((c, c.state.terminated.as_ref()?)));
                 let text: Vec<String> = failed
                     .filter(|(_, end)| end.exit_code != 0)
@@ -486,6 +537,8 @@ async fn announce(ctx: &Context, object: &Workload, status: &WorkloadStatus) {
         reasons::WAITING_FOR_DEPENDENCY,
         reasons::VOLUME_IN_USE,
         reasons::NOT_FOUND,
+        reasons::DEADLINE_EXCEEDED,
+        reasons::BACKOFF_LIMIT_EXCEEDED,
     ];
     if let Some((_, reason)) = &new
         && old != new

@@ -82,6 +82,7 @@ fn desired() -> Desired {
         containers: vec![wish("main")],
         restart: RestartPolicy::Always,
         grace: Duration::from_secs(10),
+        batch: crate::workload::model::Batch::default(),
         update: crate::workload::update::DEFAULT,
         revision: "r1".to_owned(),
         waits: vec![],
@@ -410,6 +411,69 @@ fn one_change_on_a_healthy_workload() {
                 o.containers[0].container.state = exited(2, 0);
             },
             &["start main 1 r1 f1", "remove web-1-main-0"],
+        ),
+        (
+            "failed as often as it may",
+            |d, o| {
+                d.restart = RestartPolicy::OnFailure;
+                d.batch.backoff_limit = Some(2);
+                o.containers[0].failures = 1;
+                o.containers[0].container.state = exited(2, 15);
+            },
+            &["start main 1 r1 f2", "remove web-1-main-0"],
+        ),
+        (
+            "failed more often than it may: told first",
+            |d, o| {
+                d.restart = RestartPolicy::OnFailure;
+                d.batch.backoff_limit = Some(2);
+                o.containers[0].failures = 2;
+                o.containers[0].container.state = exited(2, 15);
+            },
+            &[],
+        ),
+        (
+            "failed more often than it may, told",
+            |d, o| {
+                d.restart = RestartPolicy::OnFailure;
+                o.containers[0].container.state = exited(2, 15);
+                o.given_up = Some(GivenUp { reason: "Test", message: String::new() });
+            },
+            &["remove web-1-main-0", "teardown web-1"],
+        ),
+        (
+            "given up, and nothing is left",
+            |_, o| {
+                *o = Observed::default();
+                o.given_up = Some(GivenUp { reason: "Test", message: String::new() });
+            },
+            &[],
+        ),
+        (
+            "its deadline is near",
+            |d, o| {
+                d.batch.deadline = Some(Duration::from_secs(20));
+                o.started_at = Some(now() - Duration::from_secs(19));
+            },
+            &[],
+        ),
+        (
+            "its deadline is over",
+            |d, o| {
+                d.batch.deadline = Some(Duration::from_secs(20));
+                o.started_at = Some(now() - Duration::from_secs(20));
+            },
+            &["ask web-1-main-0 GivenUp"],
+        ),
+        (
+            "its deadline is over, and it ended well before",
+            |d, o| {
+                d.restart = RestartPolicy::OnFailure;
+                d.batch.deadline = Some(Duration::from_secs(20));
+                o.started_at = Some(now() - Duration::from_secs(30));
+                o.containers[0].container.state = exited(0, 15);
+            },
+            &[],
         ),
         (
             "ended well, and its records are gone since",
