@@ -16,6 +16,8 @@ use crate::workload::model::{
     AttachWish, Health, ImageWish, PortWish, Probes, PullRule, Remembered, SandboxWish, SeenSandbox, Template, Wait,
 };
 
+mod histories;
+
 const SANDBOX: &str = "web-1";
 const OLD_SANDBOX: &str = "web-0";
 
