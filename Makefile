@@ -5,6 +5,8 @@ SHELL := /bin/bash -o pipefail
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 SCRIPTS := .ci/run tests/vm/init $(filter-out %/check-licences %/__pycache__,$(wildcard tests/bin/*))
 HELM = $(shell tests/bin/fetch-helm)
+# Only the debug build that tests run has the points where they kill it; docs/testing.md says how.
+FAILPOINTS := nodelet/failpoints
 LOGGER_TARGET := $(shell uname -m)-unknown-linux-gnu
 
 .DEFAULT_GOAL := help
@@ -18,7 +20,7 @@ demo: deps build images ## run the example shop on a containerd of its own, show
 
 test: deps build images ## all tests: unit, integration, and end to end on containerd 1.6 and 2.x
 	tests/bin/fetch-containerd || [ $$? = 3 ]
-	cargo nextest run --workspace --no-fail-fast
+	cargo nextest run --workspace --features $(FAILPOINTS) --no-fail-fast
 
 e2e: deps build images ## only the end-to-end tests; FILTER=name picks some
 	tests/bin/fetch-containerd || [ $$? = 3 ]
@@ -63,7 +65,7 @@ images: ## the test images, built from this machine's packages into .cache/image
 	cargo run -q -p nodelet-tests --bin images -- test
 
 build: ## the agent and its logger, for development
-	cargo build -p nodelet -p nodelet-logger
+	cargo build -p nodelet -p nodelet-logger --features $(FAILPOINTS)
 
 logger: ## the logger as shipped: static and small
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build -p nodelet-logger --profile logger --target $(LOGGER_TARGET)

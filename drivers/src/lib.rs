@@ -8,6 +8,7 @@
 
 pub mod cgroups;
 pub mod containerd;
+pub mod failpoint;
 pub mod host;
 pub mod ids;
 pub mod images;

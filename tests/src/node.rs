@@ -1,5 +1,6 @@
 //! A node under test: namespaces, a containerd, a registry and the agent, with everything below its own `/run`.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -105,7 +106,15 @@ impl Node {
     pub fn start_agent(&mut self) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
         let log = self.log("nodelet");
-        let words = [self.nodelet.as_os_str(), "run".as_ref(), "--config".as_ref(), "/run/config.yaml".as_ref()];
+        // Where a test counts down to a kill; nothing is read there unless the agent has its failpoints.
+        let words: [&OsStr; 6] = [
+            "env".as_ref(),
+            "NODELET_FAILPOINTS=/run/failpoints".as_ref(),
+            self.nodelet.as_os_str(),
+            "run".as_ref(),
+            "--config".as_ref(),
+            "/run/config.yaml".as_ref(),
+        ];
         let mut agent = self.namespaces.spawn(&words, &log)?;
         until(PATIENCE, "the agent to be ready", || {
             if !agent.alive() {

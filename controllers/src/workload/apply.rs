@@ -14,6 +14,7 @@ use kube::runtime::events::EventType;
 use nodelet_crds::workload::Workload;
 use nodelet_crds::{labels, reasons};
 use nodelet_drivers::cgroups::{self, Cgroups};
+use nodelet_drivers::failpoint::passed;
 use nodelet_drivers::ids::{ContainerId, IfName, NetworkKey, SandboxId};
 use nodelet_drivers::network::{self, AttachSpec, Attachment};
 use nodelet_drivers::runtime::{self, ContainerSpec, ExecSpec, Mount, MountSource, Namespace, Namespaces, Started};
@@ -105,6 +106,7 @@ impl Error {
 pub async fn apply(ctx: &Arc<Context>, object: &Workload, desired: &Arc<Desired>, plan: &Plan) -> Result<(), Error> {
     for step in &plan.steps {
         Applier { ctx, object, desired }.step(step).await?;
+        passed("a step of a plan");
     }
     Ok(())
 }
@@ -235,6 +237,7 @@ impl Applier<'_> {
         crate::blocking(move || cgroups.ensure(&path, &nodelet_drivers::cgroups::Limits::default()))
             .await
             .map_err(Error::Cgroup)?;
+        passed("making the cgroup of a workload");
         self.ctx.drivers.sandboxes.ensure(&wish.spec).await.map_err(Error::Sandbox)?;
         Ok(())
     }
@@ -344,6 +347,7 @@ impl Applier<'_> {
             let _ = self.ctx.containers.refresh(&spec.id).await;
             return Err(failed("creating")(error));
         }
+        passed("the creation of a container");
         let started = runtime.start(&spec.id).await;
         let refreshed = self.ctx.containers.refresh(&spec.id).await;
         let Started { pid } = started.map_err(failed("starting"))?;
@@ -490,13 +494,16 @@ pub async fn teardown(ctx: &Context, id: &SandboxId) -> Result<(), Error> {
         .detach_all(id)
         .await
         .map_err(|source| Error::Network { doing: format!("detaching sandbox {id}"), source })?;
+    passed("detaching a sandbox");
     drivers
         .volumes
         .remove_ephemeral(id)
         .await
         .map_err(|source| Error::Volume { volume: format!("of sandbox {id}"), source })?;
+    passed("removing ephemeral volumes");
     let (cgroups, name) = (drivers.cgroups.clone(), id.to_string());
     crate::blocking(move || remove_cgroups(&*cgroups, &name)).await.map_err(Error::Cgroup)?;
+    passed("removing the cgroup of a workload");
     drivers.sandboxes.remove(id).await.map_err(Error::Sandbox)?;
     ctx.written.forget(id);
     ctx.sandboxes.forget(id);

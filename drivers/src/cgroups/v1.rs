@@ -40,6 +40,7 @@ impl Hierarchies {
                 "cpuset" => make_cpuset(&self.root.join(controller), path)?,
                 _ => std::fs::create_dir_all(&group.dir).map_err(group.error("making it".to_owned()))?,
             }
+            crate::failpoint::passed("making a cgroup");
         }
         self.set_limits(path, limits)
     }

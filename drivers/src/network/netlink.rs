@@ -139,6 +139,9 @@ impl Socket {
         let mut attempts = 0;
         loop {
             let (answers, interrupted) = self.talk_once(requests, first, count)?;
+            if is_change(requests) {
+                crate::failpoint::passed("a change of links, addresses or routes");
+            }
             attempts += 1;
             // A dump that was changed under way may lack entries. Five changes in a row are taken as they are: the
             // next pass looks again.
@@ -191,7 +194,10 @@ impl Socket {
         }
         match refused {
             Some(error) => Err(error),
-            None if answered => Ok(()),
+            None if answered => {
+                crate::failpoint::passed("a transaction of packet-filter rules");
+                Ok(())
+            }
             None => {
                 Err(Refused { errno: libc::EPROTO, detail: Some("no answer to the transaction".into()), request: 0 })
             }
@@ -215,6 +221,12 @@ impl Socket {
             }
         }
     }
+}
+
+/// The first request is one of rtnetlink's that changes something: every fourth of its types reads.
+fn is_change(requests: &[u8]) -> bool {
+    let kind = requests.get(4..6).map_or(0, |kind| u16::from_ne_bytes([kind[0], kind[1]]));
+    (16..256).contains(&kind) && kind & 3 != 2
 }
 
 /// The refusal in an error or end message; `None` for an acknowledgement.

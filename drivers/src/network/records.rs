@@ -70,14 +70,20 @@ impl Records {
 
     fn write_draft(&self, path: &Path, draft: &Path, value: &impl Serialize) -> io::Result<()> {
         std::fs::write(draft, serde_json::to_vec(value)?)?;
-        std::fs::rename(draft, path)
+        crate::failpoint::passed("drafting a record of a network");
+        std::fs::rename(draft, path)?;
+        crate::failpoint::passed("a record of a network");
+        Ok(())
     }
 
     /// Removes a record; absence is success.
     pub(super) fn remove(&self, kind: Kind, name: &str) -> io::Result<()> {
         match std::fs::remove_file(self.path(kind, name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            _ => {
+                crate::failpoint::passed("removing a record of a network");
+                Ok(())
+            }
         }
     }
 

@@ -21,6 +21,7 @@ use super::record::{Journal, RuncOptions, SPEC_TYPE, json_any};
 use super::spec::{self, Inputs};
 use super::{ContainerSpec, Error, LogTarget, Namespace, Seccomp, layers, signal, stdin};
 use crate::containerd::{is_already_exists, is_not_found};
+use crate::failpoint::passed;
 
 /// Label on the snapshots that we make, so that a sweep knows them.
 pub(super) const SNAPSHOT_LABEL: &str = "nodelet.dev/container";
@@ -110,7 +111,9 @@ fn record(shared: &Shared, spec: &ContainerSpec) -> Record {
 async fn create_record(shared: &Shared, spec: &ContainerSpec, record: Record) -> Result<(), Error> {
     let containerd = &shared.containerd;
     let request = containerd.request(CreateContainerRequest { container: Some(record) });
-    match containerd.containers().create(request).await {
+    let result = containerd.containers().create(request).await;
+    passed("recording a container");
+    match result {
         Ok(_) => Ok(()),
         Err(status) if is_already_exists(&status) => {
             Err(Error::AlreadyExists { what: "container", id: spec.id.to_string() })
@@ -125,6 +128,7 @@ async fn update_spec(shared: &Shared, spec: &ContainerSpec, record: Record) -> R
     let request = containerd.request(UpdateContainerRequest { container: Some(record), update_mask: Some(mask) });
     let result = containerd.containers().update(request).await;
     result.map_err(|status| containerd.error(format!("recording container {}", spec.id), status))?;
+    passed("completing the record of a container");
     Ok(())
 }
 
@@ -144,6 +148,7 @@ async fn prepare(shared: &Shared, spec: &ContainerSpec, image: &ImageFacts) -> R
         let _ = containerd.snapshots().remove(containerd.request(remove)).await;
         result = containerd.snapshots().prepare(containerd.request(message)).await;
     }
+    passed("preparing a root file system");
     match result {
         Ok(answer) => Ok(answer.into_inner().mounts),
         Err(status) if is_not_found(&status) => {
@@ -280,6 +285,7 @@ async fn create_task(
     loop {
         match containerd.tasks().create(containerd.request(message.clone())).await {
             Ok(answer) => {
+                passed("creating a task");
                 shared.exits.forget(&spec.id);
                 shared.watch(&spec.id, answer.into_inner().pid, &spec.cgroup).await;
                 return Ok(());

@@ -14,6 +14,7 @@ use super::containerd::Shared;
 use super::record::{self, SPEC_TYPE, json_any};
 use super::{Error, list, signal, stdin};
 use crate::containerd::{absent_ok, is_already_exists, is_not_found};
+use crate::failpoint::passed;
 use crate::ids::ContainerId;
 
 /// How long a killed process may take to disappear; longer only in uninterruptible sleep.
@@ -33,11 +34,14 @@ pub(super) async fn remove(shared: &Shared, id: &ContainerId) -> Result<(), Erro
         readd_record(shared, id).await?;
     }
     remove_task(shared, id).await?;
+    passed("removing a task");
     remove_snapshot(shared, id).await?;
+    passed("removing a root file system");
     let containerd = &shared.containerd;
     let request = containerd.request(DeleteContainerRequest { id: id.to_string() });
     absent_ok(containerd.containers().delete(request).await)
         .map_err(|status| containerd.error(format!("removing the record of container {id}"), status))?;
+    passed("removing the record of a container");
     forget(shared, id);
     Ok(())
 }
@@ -80,6 +84,7 @@ async fn remove_task(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
     }
     if task.status() != TaskStatus::Stopped {
         signal::kill_all(shared, id, libc::SIGKILL).await?;
+        passed("killing a task to be removed");
         let request = containerd.request(WaitRequest { container_id: id.to_string(), ..Default::default() });
         match tokio::time::timeout(DIES_WITHIN, containerd.tasks().wait(request)).await {
             Ok(Ok(_)) => {}

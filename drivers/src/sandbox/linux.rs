@@ -18,6 +18,7 @@ use rustix::mount::{MountFlags, mount};
 
 use super::pins::{self, Kind, Pins};
 use super::{Error, EtcFiles, EtcPaths, NetNamespace, Sandbox, SandboxSpec, Sandboxes, etc, propagation, sandbox_dir};
+use crate::failpoint::passed;
 use crate::ids::SandboxId;
 use crate::mounts;
 
@@ -132,6 +133,7 @@ impl LinuxSandboxes {
         pins.ensure().map_err(|(doing, source)| Error::Kernel { id: id.clone(), doing, source })?;
         if !spec.host_ipc {
             ensure_shm(&dir.join("shm"), spec.shm_size).map_err(kernel(id, "mounting", &dir.join("shm")))?;
+            passed("the shared memory of a sandbox");
         }
         self.look(id)?.ok_or_else(|| kernel(id, "looking for", &dir)(io::ErrorKind::NotFound.into()))
     }
@@ -143,7 +145,10 @@ impl LinuxSandboxes {
             make_dir(&dir)?;
             let draft = dir.join("sandbox.json.new");
             std::fs::write(&draft, serde_json::to_vec_pretty(spec)?)?;
-            std::fs::rename(&draft, dir.join("sandbox.json"))
+            passed("drafting the record of a sandbox");
+            std::fs::rename(&draft, dir.join("sandbox.json"))?;
+            passed("recording a sandbox");
+            Ok(())
         };
         write().map_err(kernel(&spec.id, "writing the state file in", &dir))
     }
@@ -160,6 +165,7 @@ impl LinuxSandboxes {
         make_dir(&dir.join("etc")).map_err(kernel(id, "making", &dir.join("etc")))?;
         for (path, text) in [(&paths.hosts, hosts), (&paths.hostname, hostname), (&paths.resolv_conf, resolv_conf)] {
             write_in_place(path, &text).map_err(kernel(id, "writing", path))?;
+            passed("a file of a sandbox");
         }
         Ok(paths)
     }
@@ -176,6 +182,7 @@ impl LinuxSandboxes {
             let path = entry.map_err(kernel(id, "reading", &dir))?.path();
             if path != state_file {
                 mounts::delete_tree(&path).map_err(kernel(id, "removing", &path))?;
+                passed("removing a part of a sandbox");
             }
         }
         mounts::delete_tree(&dir).map_err(kernel(id, "removing", &dir))

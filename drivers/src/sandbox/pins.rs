@@ -105,7 +105,9 @@ impl Pins {
         for kind in missing {
             let path = self.path(kind);
             File::options().create(true).append(true).open(&path).map_err(doing(&path, "making"))?;
+            crate::failpoint::passed("the file of a namespace");
             mount_bind(format!("/proc/thread-self/ns/{}", kind.name()), &path).map_err(doing(&path, "pinning"))?;
+            crate::failpoint::passed("pinning a namespace");
         }
         Ok(())
     }

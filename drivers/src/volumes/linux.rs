@@ -25,6 +25,7 @@ use super::{
     Ephemeral, EphemeralSpec, Error, HostPathType, Owner, Usage, Volume, VolumeSource, VolumeSpec, Volumes, files,
     host_path, sub_path,
 };
+use crate::failpoint::passed;
 use crate::ids::{SandboxId, VolumeKey};
 use crate::mounts;
 use crate::sandbox::linux::ids_below;
@@ -217,10 +218,12 @@ impl LinuxVolumes {
         match &spec.kind {
             Ephemeral::Disk => {
                 make_owned(&on_disk, any).map_err(io_error("making", &on_disk))?;
+                passed("making a volume on disk");
                 Ok(on_disk)
             }
             Ephemeral::Memory { size_limit } => {
                 ensure_tmpfs(&in_memory, 0o777, *size_limit, false).map_err(io_error("mounting", &in_memory))?;
+                passed("making a volume in memory");
                 Ok(in_memory)
             }
             Ephemeral::Files { files, in_memory: secret, gid } => {
@@ -228,10 +231,12 @@ impl LinuxVolumes {
                 let path = if *secret { in_memory } else { on_disk };
                 if *secret {
                     ensure_tmpfs(&path, 0o755, None, true).map_err(io_error("mounting", &path))?;
+                    passed("making a secret volume");
                 } else {
                     make_owned(&path, Owner { mode: 0o755, ..any }).map_err(io_error("making", &path))?;
                 }
                 files::write(&path, files, *gid).map_err(io_error("writing the files of", &path))?;
+                passed("the files of a volume");
                 Ok(path)
             }
         }
@@ -251,6 +256,7 @@ impl LinuxVolumes {
             disk_dir(&self.data_dir, sandbox),
         ] {
             mounts::remove_tree(&dir).map_err(io_error("removing", &dir))?;
+            passed("removing a directory of volumes");
         }
         // Only when there is no sandbox (any more), in which case it is empty.
         let _ = std::fs::remove_dir(sandbox_dir(&self.run_dir, sandbox));
