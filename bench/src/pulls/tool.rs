@@ -42,10 +42,10 @@ impl Tool {
     pub(super) fn name(self) -> &'static str {
         match self {
             Tool::Nodelet => "nodelet",
-            Tool::NodeletByContainerd => "nodelet, containerd unpacks",
-            Tool::NodeletByPigz => "nodelet, containerd unpacks with unpigz",
+            Tool::NodeletByContainerd => "nodelet (containerd unpacks)",
+            Tool::NodeletByPigz => "nodelet (containerd unpacks by unpigz)",
             Tool::Ctr => "ctr",
-            Tool::CtrPigz => "ctr, with unpigz",
+            Tool::CtrPigz => "ctr (unpigz)",
             Tool::Docker => "docker",
             Tool::Podman => "podman",
         }

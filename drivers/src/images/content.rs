@@ -16,8 +16,9 @@ use super::manifest::{Descriptor, Digest};
 use super::stored;
 use crate::containerd::{Containerd, absent_ok, is_already_exists};
 
-/// Bytes in one message to the store.
-pub(super) const MESSAGE: usize = 1 << 20;
+/// Bytes in one message to containerd. Each transfer has some eight of them in memory: filled, queued, encoded and in
+/// buffers of the connection. Greater ones are not faster.
+pub(super) const MESSAGE: usize = 128 << 10;
 
 /// Longest wait for the previous writer of a blob to let go: a connection that broke is noticed by containerd at
 /// once, one of another client may take its time.
