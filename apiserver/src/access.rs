@@ -91,12 +91,39 @@ pub(crate) fn review(
             };
             access_review(&user(), &asked["spec"])
         }
+        ["apis", "authorization.k8s.io", "v1", "selfsubjectrulesreviews"] => rules_review(&user(), bytes),
         _ => return Ok(None),
     };
     if parts.method != Method::POST {
         return Err(ApiError::method_not_allowed());
     }
     Ok(Some(represent::answer(StatusCode::CREATED, answer.to_string())))
+}
+
+/// `kubectl auth can-i --list`: the same in every namespace.
+fn rules_review(user: &User, bytes: &[u8]) -> Value {
+    let spec = serde_json::from_slice(bytes).map_or(Value::Null, |asked: Value| asked["spec"].clone());
+    let (resources, paths) = if user.read_only {
+        let verbs = json!(["get", "list", "watch"]);
+        // What the reader may not see has to be left out by naming all else.
+        let core = ["configmaps", "events", "namespaces", "nodes", "pods", "pods/log"];
+        let others = ["apiextensions.k8s.io", "coordination.k8s.io", "events.k8s.io", "nodelet.dev"];
+        let rules = json!([
+            {"verbs": verbs, "apiGroups": [""], "resources": core},
+            {"verbs": verbs, "apiGroups": others, "resources": ["*"]},
+        ]);
+        (rules, json!([{"verbs": ["get"], "nonResourceURLs": ["*"]}]))
+    } else {
+        let all = json!(["*"]);
+        (json!([{"verbs": all, "apiGroups": all, "resources": all}]), json!([{"verbs": all, "nonResourceURLs": all}]))
+    };
+    json!({
+        "kind": "SelfSubjectRulesReview",
+        "apiVersion": "authorization.k8s.io/v1",
+        "metadata": {},
+        "spec": if spec.is_null() { json!({}) } else { spec },
+        "status": {"resourceRules": resources, "nonResourceRules": paths, "incomplete": false},
+    })
 }
 
 fn access_review(user: &User, spec: &Value) -> Value {

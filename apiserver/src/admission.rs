@@ -6,6 +6,7 @@ use std::collections::HashSet;
 
 use base64::Engine;
 use jiff::Timestamp;
+pub(crate) use rules::{VALUE_RULE as LABEL_VALUE_RULE, is_label_value, wrong_label_key};
 use rules::{kind_rules, metadata_rules};
 use serde_json::{Map, Value, json};
 
@@ -51,11 +52,16 @@ pub(crate) fn decode(
     for (field, expected) in [("apiVersion", resource.api_version()), ("kind", resource.kind.clone())] {
         let given = map.entry(field).or_insert_with(|| json!(expected));
         if given.as_str() != Some(expected.as_str()) {
-            let what = if field == "kind" { "kind" } else { "API version" };
-            return Err(ApiError::bad_request(format!(
-                "the {what} in the data ({}) does not match the expected {what} ({expected})",
-                given.as_str().unwrap_or("not a string")
-            )));
+            let given = given.as_str().unwrap_or("not a string");
+            return Err(ApiError::bad_request(match field {
+                "kind" => format!(
+                    "{given} in version {:?} cannot be handled as a {expected}: this is where {expected} objects are",
+                    resource.version
+                ),
+                _ => format!(
+                    "the API version in the data ({given}) does not match the expected API version ({expected})"
+                ),
+            }));
         }
     }
     let metadata = map.entry("metadata").or_insert_with(|| json!({}));
@@ -68,9 +74,12 @@ pub(crate) fn decode(
     if let Some(namespace) = namespace {
         let given = metadata.get("namespace").and_then(Value::as_str).filter(|n| !n.is_empty()).unwrap_or(namespace);
         if given != namespace {
-            return Err(ApiError::bad_request(format!(
-                "the namespace of the provided object does not match the namespace sent on the request ({given} != {namespace})"
-            )));
+            return Err(ApiError::bad_request(match name {
+                None => "the namespace of the provided object does not match the namespace sent on the request".into(),
+                Some(_) => format!(
+                    "the namespace of the object ({given}) does not match the namespace on the request ({namespace})"
+                ),
+            }));
         }
         metadata.insert("namespace".into(), json!(namespace));
     } else {
@@ -89,6 +98,36 @@ pub(crate) fn decode(
     resource.schema.prune(object, "", &mut unknown);
     let problems = unknown.iter().map(|path| format!("unknown field {path:?}")).collect();
     body::report(context, problems).map_err(|error| in_version(resource, error))
+}
+
+/// What a real server cannot even read into the type of a built-in kind is a bad request, before any rule is asked.
+pub(crate) fn readable(resource: &Resource, object: &Value) -> Result<(), ApiError> {
+    if resource.class == Class::Custom {
+        return Ok(());
+    }
+    let refuse = |detail: &str| Err(in_version(resource, ApiError::bad_request(detail)));
+    let mut errors = Vec::new();
+    resource.schema.validate(object, "", &mut errors);
+    // Null is the same as nothing there.
+    let unreadable = |e: &&FieldError| e.reason == "FieldValueTypeInvalid" && !e.message.ends_with(": \"null\"");
+    if let Some(error) = errors.iter().find(unreadable) {
+        let detail = error.message.split_once(": ").and_then(|(_, rest)| rest.split_once(": "));
+        return refuse(detail.map_or(error.message.as_str(), |(_, detail)| detail));
+    }
+    let encoded = match resource.class {
+        Class::Secret => "data",
+        Class::ConfigMap => "binaryData",
+        _ => return Ok(()),
+    };
+    for text in object[encoded].as_object().into_iter().flat_map(Map::values).filter_map(Value::as_str) {
+        if base64::engine::general_purpose::STANDARD.decode(text).is_err() {
+            // The value is not shown: it may be a secret.
+            let plain = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
+            let at = text.find(|c| !plain(c)).unwrap_or(text.len() / 4 * 4);
+            return refuse(&format!("illegal base64 data at input byte {at}"));
+        }
+    }
+    Ok(())
 }
 
 fn in_version(resource: &Resource, mut error: ApiError) -> ApiError {
@@ -160,6 +199,7 @@ pub(crate) fn for_create(
     if !tracked {
         apply::track_update(resource, context, Part::Main, None, object);
     }
+    warn_of_finalizers(context, object, None);
     Ok(())
 }
 
@@ -176,8 +216,7 @@ pub(crate) fn for_update(
     let name = live["metadata"]["name"].as_str().unwrap_or_default();
     let given = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
     if given.is_empty() && resource.class == Class::Custom && part == Part::Main && !tracked {
-        let error = FieldError::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
-        return Err(ApiError::invalid(resource, name, &[error]));
+        return Err(ApiError::no_version(resource, name));
     }
     if !given.is_empty() && live["metadata"]["resourceVersion"] != given {
         return Err(ApiError::modified(resource, name));
@@ -201,7 +240,22 @@ pub(crate) fn for_update(
     if !tracked {
         apply::track_update(resource, context, part, Some(live), object);
     }
+    warn_of_finalizers(context, object, Some(live));
     Ok(())
+}
+
+/// Warns of new finalizers that somebody else may use too.
+fn warn_of_finalizers(context: &Context, object: &Value, live: Option<&Value>) {
+    let of = |object: &Value| object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+    let known = live.map(of).unwrap_or_default();
+    for finalizer in of(object).iter().filter(|finalizer| !known.contains(finalizer)).filter_map(Value::as_str) {
+        if !finalizer.contains('/') && !matches!(finalizer, "foregroundDeletion" | "orphan" | "kubernetes") {
+            context.warn(format!(
+                "metadata.finalizers: {finalizer:?}: prefer a domain-qualified finalizer name including a path (/) to \
+                 avoid accidental conflicts with other finalizer writers"
+            ));
+        }
+    }
 }
 
 /// Keeps what the request's part does not concern as it is.
@@ -323,12 +377,32 @@ fn violations(inner: &Inner, resource: &Resource, object: &Value, old: Option<&V
     let mut errors = Vec::new();
     metadata_rules(resource, object, old, &mut errors);
     resource.schema.validate(object, "", &mut errors);
+    // Said by the rules for metadata, without the position in the list.
+    errors.retain(|e| e.reason != "FieldValueRequired" || !e.field.starts_with("metadata.ownerReferences["));
     kind_rules(resource, object, old, &mut errors);
-    // Rules are written for objects that fit the schema.
-    if errors.is_empty()
-        && let Some(rules) = &resource.rules
-    {
-        cel::validate(resource, rules, object, old, &mut errors);
+    if let Some(rules) = &resource.rules {
+        // Rules are written for objects that fit the schema, as far as a rule can meet what does not.
+        let blocks = |error: &FieldError| {
+            matches!(
+                error.reason,
+                "FieldValueNotSupported"
+                    | "FieldValueRequired"
+                    | "FieldValueTooLong"
+                    | "FieldValueTooMany"
+                    | "FieldValueTypeInvalid"
+            )
+        };
+        if errors.iter().any(blocks) {
+            errors.push(FieldError {
+                reason: "FieldValueInvalid",
+                field: "<nil>".into(),
+                message: "Invalid value: null: some validation rules were not checked because the object was invalid; \
+                          correct the existing errors to complete validation"
+                    .into(),
+            });
+        } else {
+            cel::validate(resource, rules, object, old, &mut errors);
+        }
     }
     for validator in &inner.options.validators {
         for (path, message) in validator(object) {

@@ -128,7 +128,7 @@ pub(crate) fn merge(resource: &Resource, live: &Value, configuration: &Configura
     restrict_object(resource, part, live, &mut applied);
     let mut merged = merge::merge(schema, Some(live), &applied);
     let (changed, _) = fields::compare(schema, live, &merged);
-    resolve(resource, live, configuration, &changed, &mut entries)?;
+    resolve(configuration, &changed, &mut entries)?;
 
     if let Some(previous) = &previous {
         let dropped = previous.fields.difference(&own.fields);
@@ -181,15 +181,8 @@ fn restrict_object(resource: &Resource, part: Part, live: &Value, applied: &mut 
 }
 
 /// Finds changed fields that others own: an error, or with force their loss.
-fn resolve(
-    resource: &Resource,
-    live: &Value,
-    configuration: &Configuration<'_>,
-    changed: &FieldSet,
-    entries: &mut [Entry],
-) -> Result<(), ApiError> {
-    let mut causes = Vec::new();
-    let mut said = Vec::new();
+fn resolve(configuration: &Configuration<'_>, changed: &FieldSet, entries: &mut [Entry]) -> Result<(), ApiError> {
+    let mut found = Vec::new();
     for entry in entries.iter_mut() {
         let conflict = entry.fields.intersection(changed);
         if conflict.is_empty() {
@@ -199,29 +192,30 @@ fn resolve(
             entry.fields = entry.fields.difference(&conflict);
             continue;
         }
-        let paths = conflict.paths();
-        let who = entry.describe();
-        for path in &paths {
-            let message = format!("conflict with {who}");
-            causes.push(json!({"reason": "FieldManagerConflict", "message": message, "field": path}));
-        }
-        said.push(match paths.as_slice() {
-            [one] => format!("conflict with {who}: {one}"),
-            many => format!("conflicts with {who}:\n- {}", many.join("\n- ")),
-        });
+        found.push((entry.describe(), conflict.paths()));
     }
-    if causes.is_empty() {
-        return Ok(());
+    match found.is_empty() {
+        true => Ok(()),
+        false => Err(conflicts(found)),
     }
-    let count = causes.len();
-    let noun = if count == 1 { "conflict" } else { "conflicts" };
-    let name = live["metadata"]["name"].as_str().unwrap_or_default();
-    let mut error = ApiError::conflict(resource, name, "");
-    error.message = format!("Apply failed with {count} {noun}: {}", said.join("\n"));
-    if let Some(details) = &mut error.details {
-        details["causes"] = Value::Array(causes);
+}
+
+/// The answer to an apply that meets others: who owns which fields, the owners by name.
+fn conflicts(mut found: Vec<(String, Vec<String>)>) -> ApiError {
+    found.sort();
+    let mut causes = Vec::new();
+    let mut said = Vec::new();
+    for (who, paths) in &found {
+        let message = format!("conflict with {who}");
+        let cause = |path| json!({"reason": "FieldManagerConflict", "message": message, "field": path});
+        causes.extend(paths.iter().map(cause));
+        said.push(format!("conflicts with {who}:\n- {}", paths.join("\n- ")));
     }
-    Err(error)
+    let message = match (found.as_slice(), causes.len()) {
+        ([(who, paths)], 1) => format!("Apply failed with 1 conflict: conflict with {who}: {}", paths.concat()),
+        (_, count) => format!("Apply failed with {count} conflicts: {}", said.join("\n")),
+    };
+    ApiError { details: Some(json!({"causes": causes})), ..ApiError::new(409, "Conflict", message) }
 }
 
 /// Records a write that is no apply: the fields it changed are its sender's, and nobody else's any more.

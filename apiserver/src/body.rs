@@ -19,10 +19,9 @@ pub(crate) fn object(context: &Context, bytes: &[u8]) -> Result<Value, ApiError>
         "application/json" | "" => json(context, bytes),
         protobuf::MEDIA => protobuf::decode(bytes),
         "application/yaml" | "application/x-yaml" | "text/yaml" => yaml(bytes),
-        other => Err(ApiError::unsupported_media(
-            other,
-            "application/json, application/yaml, application/vnd.kubernetes.protobuf",
-        )),
+        _ => {
+            Err(ApiError::unsupported_media("application/json, application/yaml, application/vnd.kubernetes.protobuf"))
+        }
     }
 }
 
@@ -31,10 +30,10 @@ const MAX_VALUES: usize = 200_000;
 /// Most problems that are said of one body.
 const MAX_SAID: usize = 32;
 
-/// Parses JSON. Duplicate fields are an error or a warning, as the request wants it.
+/// Parses JSON and notes duplicate fields, for [`report`].
 pub(crate) fn json(context: &Context, bytes: &[u8]) -> Result<Value, ApiError> {
     let (value, duplicates) = parse(bytes, "the body is not valid JSON")?;
-    report(context, duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect())?;
+    context.note(duplicates.iter().map(|path| format!("duplicate field {path:?}")));
     Ok(value)
 }
 
@@ -67,8 +66,9 @@ fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-/// Treats unknown and duplicate fields as `fieldValidation` asks.
-pub(crate) fn report(context: &Context, problems: Vec<String>) -> Result<(), ApiError> {
+/// Treats unknown fields, and duplicate ones found before, as `fieldValidation` asks.
+pub(crate) fn report(context: &Context, unknown: Vec<String>) -> Result<(), ApiError> {
+    let problems = [context.noted(), unknown].concat();
     if problems.is_empty() {
         return Ok(());
     }

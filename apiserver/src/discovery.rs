@@ -76,7 +76,11 @@ pub(crate) fn answer(
         ["api", version] => resources(server, "", version)?,
         ["apis", group, version] => resources(server, group, version)?,
         ["healthz" | "livez" | "readyz", ..] => {
-            let mut response = Response::new(Body::from("ok"));
+            let verbose =
+                parts.uri.query().is_some_and(|query| query.split('&').any(|word| word.starts_with("verbose")));
+            let said =
+                if verbose { format!("[+]ping ok\n[+]store ok\n{} check passed\n", words[0]) } else { "ok".into() };
+            let mut response = Response::new(Body::from(said));
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
             return Ok(Some(response));
         }

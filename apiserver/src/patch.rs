@@ -22,9 +22,12 @@ pub(crate) struct JsonPatch(json_patch::Patch);
 
 impl JsonPatch {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
-        let (patch, _) = body::parse(bytes, "error decoding patch")?;
-        let patch: json_patch::Patch = serde_json::from_value(patch)
-            .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
+        let (operations, _) = body::parse(bytes, "error decoding patch")?;
+        if !operations.is_array() {
+            return Err(ApiError::bad_request("error decoding patch: it is not a list of operations"));
+        }
+        // As on a real server, what an operation says is looked at when it is carried out.
+        let patch: json_patch::Patch = serde_json::from_value(operations).map_err(|error| refused(&error))?;
         if patch.0.len() > MAX_OPERATIONS {
             let message = format!("the allowed maximum operations in a JSON patch is {MAX_OPERATIONS}");
             return Err(ApiError::new(413, "RequestEntityTooLarge", message));
@@ -69,11 +72,7 @@ impl JsonPatch {
             // On a copy of our own, so nothing has to be undone.
             json_patch::patch_unsafe(&mut object, std::slice::from_ref(operation)).map_err(|mut error| {
                 error.operation = i;
-                ApiError::new(
-                    422,
-                    "Invalid",
-                    format!("the server rejected our request due to an error in our request: {error}"),
-                )
+                refused(&error)
             })?;
         }
         Ok(object)
@@ -94,6 +93,12 @@ fn extent(value: &Value) -> (usize, usize) {
         Value::String(text) => (text.len() + 2, 1),
         _ => (4, 1),
     }
+}
+
+/// A real server stops after these words; which operation it was helps whoever sent it.
+fn refused(error: &dyn std::fmt::Display) -> ApiError {
+    let message = format!("the server rejected our request due to an error in our request: {error}");
+    ApiError::new(422, "Invalid", message)
 }
 
 /// RFC 7386.

@@ -206,10 +206,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Value, ApiError> {
         }
     }
     let Some(message) = message(&api_version, &kind) else {
-        return Err(ApiError::unsupported_media(
-            &format!("{MEDIA} of {api_version} {kind}"),
-            "application/json, application/yaml",
-        ));
+        return Err(ApiError::unsupported_media("application/json, application/yaml"));
     };
     let mut object = read(message, raw, 0).ok_or_else(broken)?;
     object["apiVersion"] = json!(api_version);

@@ -4,11 +4,12 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, Method, header};
 use percent_encoding::percent_decode_str;
+use serde_json::json;
 
 use crate::registry::{Registry, Resource};
-use crate::status::ApiError;
+use crate::status::{ApiError, FieldError};
 
 /// A caller inside this process. As an extension of a request it marks the request as trusted: it may write what
 /// users may only read.
@@ -128,6 +129,17 @@ pub(crate) enum FieldValidation {
     Strict,
 }
 
+/// The kind of the parameters of a request.
+fn options_of(method: &Method) -> &'static str {
+    match method.as_str() {
+        "POST" => "CreateOptions",
+        "PUT" => "UpdateOptions",
+        "PATCH" => "PatchOptions",
+        "DELETE" => "DeleteOptions",
+        _ => "ListOptions",
+    }
+}
+
 /// Everything about a request besides its target and body.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -141,21 +153,21 @@ pub(crate) struct Context {
     pub(crate) manager: String,
     pub(crate) content_type: String,
     warnings: Mutex<Vec<String>>,
+    /// Duplicate fields of the body.
+    duplicates: Mutex<Vec<String>>,
 }
 
 impl Context {
     pub(crate) fn new(parts: &http::request::Parts) -> Result<Self, ApiError> {
         let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let options = options_of(&parts.method);
         let trusted = parts.extensions.get::<Trusted>().is_some();
         let dry_run = match query.get("dryRun") {
             None => false,
             Some("All") => true,
             Some(other) => {
-                return Err(ApiError::new(
-                    422,
-                    "Invalid",
-                    format!("dryRun: Unsupported value: {other:?}: supported values: \"All\""),
-                ));
+                let error = FieldError::unsupported("dryRun", &json!([other]), &[json!("All")]);
+                return Err(ApiError::invalid_options(options, &[error]));
             }
         };
         let field_validation = match query.get("fieldValidation") {
@@ -163,18 +175,16 @@ impl Context {
             Some("Strict") => FieldValidation::Strict,
             Some("Ignore") => FieldValidation::Ignore,
             Some(other) => {
-                let allowed = "supported values: \"Ignore\", \"Strict\", \"Warn\"";
-                return Err(ApiError::new(
-                    422,
-                    "Invalid",
-                    format!("fieldValidation: Unsupported value: {other:?}: {allowed}"),
-                ));
+                let allowed = ["", "Ignore", "Strict", "Warn"].map(|allowed| json!(allowed));
+                let error = FieldError::unsupported("fieldValidation", &json!(other), &allowed);
+                return Err(ApiError::invalid_options(options, &[error]));
             }
         };
         let agent = parts.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("nodelet");
         let manager = query.get("fieldManager").unwrap_or_else(|| agent.split('/').next().unwrap_or(agent));
         if manager.len() > 128 {
-            return Err(ApiError::new(422, "Invalid", "fieldManager: Too long: may not be more than 128 bytes"));
+            let error = FieldError::too_long("fieldManager", 128);
+            return Err(ApiError::invalid_options(options, &[error]));
         }
         let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         Ok(Self {
@@ -186,6 +196,7 @@ impl Context {
             field_validation,
             content_type: content_type.split(';').next().unwrap_or_default().trim().to_owned(),
             warnings: Mutex::default(),
+            duplicates: Mutex::default(),
             query,
         })
     }
@@ -202,12 +213,25 @@ impl Context {
             manager: String::new(),
             content_type: String::new(),
             warnings: Mutex::default(),
+            duplicates: Mutex::default(),
         }
     }
 
-    /// Tells the client something that is no error.
+    /// Remembers what was wrong with the form of the body.
+    pub(crate) fn note(&self, problems: impl Iterator<Item = String>) {
+        self.duplicates.lock().unwrap_or_else(|p| p.into_inner()).extend(problems);
+    }
+
+    pub(crate) fn noted(&self) -> Vec<String> {
+        self.duplicates.lock().unwrap_or_else(|p| p.into_inner()).clone()
+    }
+
+    /// Tells the client something that is no error, once.
     pub(crate) fn warn(&self, warning: String) {
-        self.warnings.lock().unwrap_or_else(|p| p.into_inner()).push(warning);
+        let mut warnings = self.warnings.lock().unwrap_or_else(|p| p.into_inner());
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
     }
 
     pub(crate) fn take_warnings(&self) -> Vec<String> {

@@ -94,74 +94,140 @@ fn parse_fields(resource: &Resource, text: &str) -> Result<Vec<(String, String, 
     Ok(fields)
 }
 
+/// The operators between a key and its values, as messages list them.
+const OPERATORS: &str = "in, notin, =, ==, !=, gt, lt";
+
 fn parse_labels(text: &str) -> Result<Vec<Requirement>, ApiError> {
-    let bad = || ApiError::bad_request(format!("unable to parse requirement: {text:?} is not a label selector"));
+    let mut tokens = Tokens { rest: text };
+    let refuse = |message: String| ApiError::bad_request(message);
     let mut requirements = Vec::new();
-    for part in split_outside_parentheses(text) {
-        let part = part.trim();
-        if part.is_empty() {
-            continue;
+    loop {
+        match tokens.peek() {
+            "" => return Ok(requirements),
+            "!" => {}
+            word if is_word(word) => {}
+            other => return Err(refuse(format!("found '{other}', expected: !, identifier, or 'end of string'"))),
         }
-        requirements.push(parse_requirement(part).ok_or_else(bad)?);
-    }
-    Ok(requirements)
-}
-
-fn parse_requirement(part: &str) -> Option<Requirement> {
-    if let Some(key) = part.strip_prefix('!') {
-        return is_key(key.trim()).then(|| Requirement::Missing(key.trim().to_owned()));
-    }
-    if let Some((key, value)) = part.split_once("!=") {
-        return pair(key, value).map(|(k, v)| Requirement::NotIn(k, vec![v]));
-    }
-    if let Some((key, value)) = part.split_once("==").or_else(|| part.split_once('=')) {
-        return pair(key, value).map(|(k, v)| Requirement::In(k, vec![v]));
-    }
-    if let Some((key, value)) = part.split_once('>') {
-        return Some(Requirement::Greater(key.trim().to_owned(), value.trim().parse().ok()?));
-    }
-    if let Some((key, value)) = part.split_once('<') {
-        return Some(Requirement::Less(key.trim().to_owned(), value.trim().parse().ok()?));
-    }
-    if let Some(open) = part.find('(') {
-        let values = part[open + 1..].trim_end().strip_suffix(')')?;
-        let mut head = part[..open].split_whitespace();
-        let (key, operator) = (head.next()?, head.next()?);
-        let values = values.split(',').map(|v| v.trim().to_owned()).collect();
-        return match operator {
-            "in" if is_key(key) => Some(Requirement::In(key.to_owned(), values)),
-            "notin" if is_key(key) => Some(Requirement::NotIn(key.to_owned(), values)),
-            _ => None,
-        };
-    }
-    is_key(part).then(|| Requirement::Exists(part.to_owned()))
-}
-
-fn pair(key: &str, value: &str) -> Option<(String, String)> {
-    let (key, value) = (key.trim(), value.trim());
-    let plain = value.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-    (is_key(key) && plain).then(|| (key.to_owned(), value.to_owned()))
-}
-
-fn is_key(key: &str) -> bool {
-    !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
-}
-
-fn split_outside_parentheses(text: &str) -> Vec<&str> {
-    let (mut parts, mut depth, mut start) = (Vec::new(), 0usize, 0);
-    for (i, c) in text.char_indices() {
-        match c {
-            '(' => depth += 1,
-            ')' => depth = depth.saturating_sub(1),
-            ',' if depth == 0 => {
-                parts.push(&text[start..i]);
-                start = i + 1;
+        let requirement = parse_requirement(&mut tokens);
+        requirements.push(requirement.map_err(|error| refuse(format!("unable to parse requirement: {error}")))?);
+        match tokens.next() {
+            "" => return Ok(requirements),
+            "," => {
+                let next = tokens.peek();
+                if next != "!" && !is_word(next) {
+                    return Err(refuse(format!("found '{next}', expected: identifier after ','")));
+                }
             }
-            _ => {}
+            other => return Err(refuse(format!("found '{other}', expected: ',' or 'end of string'"))),
         }
     }
-    parts.push(&text[start..]);
-    parts
+}
+
+/// The words and signs of a label selector; the end is an empty one.
+struct Tokens<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Tokens<'a> {
+    fn peek(&self) -> &'a str {
+        let rest = self.rest.trim_start();
+        let signs = rest.find(|c| !"=!<>".contains(c)).unwrap_or(rest.len());
+        let length = match rest.chars().next() {
+            None => 0,
+            Some('(' | ')' | ',') => 1,
+            Some('=' | '!' | '<' | '>') => {
+                // The longest sign that there is.
+                ["==", "!=", "=", "!", "<", ">"]
+                    .iter()
+                    .find(|sign| rest[..signs].starts_with(**sign))
+                    .map_or(1, |s| s.len())
+            }
+            Some(_) => rest.find(|c: char| c.is_whitespace() || "=!<>(),".contains(c)).unwrap_or(rest.len()),
+        };
+        &rest[..length]
+    }
+
+    fn next(&mut self) -> &'a str {
+        let token = self.peek();
+        self.rest = &self.rest.trim_start()[token.len()..];
+        token
+    }
+}
+
+fn is_word(token: &str) -> bool {
+    !token.is_empty() && !token.starts_with(['=', '!', '<', '>', '(', ')', ','])
+}
+
+fn parse_requirement(tokens: &mut Tokens<'_>) -> Result<Requirement, String> {
+    let missing = tokens.peek() == "!";
+    if missing {
+        tokens.next();
+    }
+    let key = match tokens.next() {
+        word if is_word(word) => word.to_owned(),
+        other => return Err(format!("found '{other}', expected: identifier")),
+    };
+    if let Some(rule) = crate::admission::wrong_label_key(&key) {
+        return Err(format!("key: Invalid value: {key:?}: {rule}"));
+    }
+    if missing {
+        return Ok(Requirement::Missing(key));
+    }
+    if matches!(tokens.peek(), "" | ",") {
+        return Ok(Requirement::Exists(key));
+    }
+    let operator = tokens.next();
+    let values = match operator {
+        "in" | "notin" => parse_values(tokens)?,
+        "=" | "==" | "!=" | ">" | "<" => vec![parse_value(tokens)?],
+        other => return Err(format!("found '{other}', expected: {OPERATORS}")),
+    };
+    if let Some((i, value)) = values.iter().enumerate().find(|(_, value)| !is_label_value(value)) {
+        return Err(format!("values[{i}][{key}]: Invalid value: {value:?}: {}", crate::admission::LABEL_VALUE_RULE));
+    }
+    let number = |values: &[String]| {
+        let text = values.concat();
+        let rule = "for 'Gt', 'Lt' operators, the value must be an integer";
+        text.parse().map_err(|_| format!("values[0][{key}]: Invalid value: {text:?}: {rule}"))
+    };
+    Ok(match operator {
+        "in" | "=" | "==" => Requirement::In(key, values),
+        "notin" | "!=" => Requirement::NotIn(key, values),
+        ">" => Requirement::Greater(key.clone(), number(&values)?),
+        _ => Requirement::Less(key.clone(), number(&values)?),
+    })
+}
+
+fn parse_value(tokens: &mut Tokens<'_>) -> Result<String, String> {
+    match tokens.peek() {
+        "" | "," => Ok(String::new()),
+        word if is_word(word) => Ok(tokens.next().to_owned()),
+        other => Err(format!("found '{other}', expected: identifier")),
+    }
+}
+
+/// `(a, b)`.
+fn parse_values(tokens: &mut Tokens<'_>) -> Result<Vec<String>, String> {
+    match tokens.next() {
+        "(" => {}
+        other => return Err(format!("found '{other}' expected: '('")),
+    }
+    let mut values = vec![String::new()];
+    loop {
+        match tokens.next() {
+            ")" => return Ok(values),
+            "," => values.push(String::new()),
+            word if is_word(word) => match values.last_mut() {
+                Some(value) if value.is_empty() => *value = word.to_owned(),
+                _ => return Err(format!("found '{word}', expected: ',' or ')'")),
+            },
+            other => return Err(format!("found '{other}', expected: ',', ')' or identifier")),
+        }
+    }
+}
+
+fn is_label_value(value: &str) -> bool {
+    crate::admission::is_label_value(value)
 }
 
 #[cfg(test)]
@@ -196,7 +262,19 @@ mod tests {
         for no in ["app=db", "gone", "!app", "app in (db)", "app notin (web,db)", "tier>2", "app=web,gone=x"] {
             assert!(!selects(no, &labels), "{no}");
         }
-        for broken in ["app in web", "=x", "a b", "app in (web", "a=b c"] {
+        for (broken, message) in [
+            ("app in web", "unable to parse requirement: found 'web' expected: '('"),
+            ("=x", "found '=', expected: !, identifier, or 'end of string'"),
+            ("a b", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt"),
+            ("app in (web", "unable to parse requirement: found '', expected: ',', ')' or identifier"),
+            ("a=b c", "found 'c', expected: ',' or 'end of string'"),
+            ("a=b,", "found '', expected: identifier after ','"),
+            ("a=(", "unable to parse requirement: found '(', expected: identifier"),
+            ("a,!", "unable to parse requirement: found '', expected: identifier"),
+        ] {
+            assert_eq!(parse_labels(broken).unwrap_err().message, message, "{broken}");
+        }
+        for broken in ["a=@", "-=x", "a>x", "a<", "a in (b c)", "ä=b", "a/b/c=d"] {
             assert!(parse_labels(broken).is_err(), "{broken}");
         }
     }

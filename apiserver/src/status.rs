@@ -127,10 +127,9 @@ impl ApiError {
         Self::new(406, "NotAcceptable", message)
     }
 
-    pub(crate) fn unsupported_media(given: &str, accepted: &str) -> Self {
-        let message = format!(
-            "the body of the request was in an unknown format ({given:?}) - accepted media types include: {accepted}"
-        );
+    pub(crate) fn unsupported_media(accepted: &str) -> Self {
+        let message =
+            format!("the body of the request was in an unknown format - accepted media types include: {accepted}");
         Self::new(415, "UnsupportedMediaType", message)
     }
 
@@ -152,17 +151,33 @@ impl ApiError {
         Self::new(500, "InternalError", format!("Internal error occurred: {}", message.into()))
     }
 
+    /// 422 for the parameters of a request; `options` is their kind, such as `ListOptions`.
+    pub(crate) fn invalid_options(options: &str, errors: &[FieldError]) -> Self {
+        let kind = format!("{options}.meta.k8s.io");
+        let about = json!({"group": "meta.k8s.io", "kind": options});
+        Self::invalid_object(&kind, "", about, errors)
+    }
+
     /// 422 with every cause at once.
     pub(crate) fn invalid(resource: &Resource, name: &str, errors: &[FieldError]) -> Self {
+        Self::invalid_object(&resource.qualified_kind(), name, details(resource, name, &resource.kind), errors)
+    }
+
+    /// 422 for an update without a version where one is needed; a real server names the plural here.
+    pub(crate) fn no_version(resource: &Resource, name: &str) -> Self {
+        let error = FieldError::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
+        Self::invalid_object(&resource.qualified(), name, details(resource, name, &resource.plural), &[error])
+    }
+
+    fn invalid_object(kind: &str, name: &str, mut about: Value, errors: &[FieldError]) -> Self {
         let said: Vec<String> = errors
             .iter()
             .map(|e| if e.field.is_empty() { e.message.clone() } else { format!("{}: {}", e.field, e.message) })
             .collect();
         let all = if said.len() == 1 { said.concat() } else { format!("[{}]", said.join(", ")) };
-        let mut error = Self::new(422, "Invalid", format!("{} {name:?} is invalid: {all}", resource.qualified_kind()));
+        let mut error = Self::new(422, "Invalid", format!("{kind} {name:?} is invalid: {all}"));
         let causes: Vec<Value> =
             errors.iter().map(|e| json!({"reason": e.reason, "message": e.message, "field": e.field})).collect();
-        let mut about = details(resource, name, &resource.kind);
         about["causes"] = Value::Array(causes);
         error.details = Some(about);
         error

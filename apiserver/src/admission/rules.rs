@@ -2,12 +2,10 @@
 
 use std::sync::LazyLock;
 
-use base64::Engine;
 use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::registry::{Class, Resource};
-use crate::schema::join;
 use crate::status::FieldError;
 
 static LABEL: LazyLock<Regex> = LazyLock::new(|| regex("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"));
@@ -29,7 +27,8 @@ const LABEL_RULE: &str = "a lowercase RFC 1123 label must consist of lower case 
 const QUALIFIED_RULE: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and \
     end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
     '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
-const VALUE_RULE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or \
+/// What the value of a label may be.
+pub(crate) const VALUE_RULE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or \
     '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex \
     used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
 
@@ -77,6 +76,15 @@ pub(super) fn metadata_rules(resource: &Resource, object: &Value, old: Option<&V
     for finalizer in metadata["finalizers"].as_array().into_iter().flatten() {
         qualified(finalizer.as_str().unwrap_or_default(), "metadata.finalizers", errors);
     }
+    for owner in metadata["ownerReferences"].as_array().into_iter().flatten() {
+        for (field, called) in [("apiVersion", "version"), ("kind", "kind"), ("name", "name"), ("uid", "uid")] {
+            if owner[field].as_str().is_none_or(str::is_empty) {
+                let (field, detail) =
+                    (format!("metadata.ownerReferences.{field}"), format!("{called} must not be empty"));
+                errors.push(FieldError::invalid(field, &json!(""), detail));
+            }
+        }
+    }
     if let Some(old) = old.filter(|old| old["metadata"]["deletionTimestamp"].is_string()) {
         let none = Vec::new();
         let before = old["metadata"]["finalizers"].as_array().unwrap_or(&none);
@@ -90,6 +98,18 @@ pub(super) fn metadata_rules(resource: &Resource, object: &Value, old: Option<&V
             errors.push(FieldError::forbidden("metadata.finalizers", detail));
         }
     }
+}
+
+/// What is wrong with the key of a label, if anything is.
+pub(crate) fn wrong_label_key(key: &str) -> Option<String> {
+    let mut errors = Vec::new();
+    qualified(key, "", &mut errors);
+    errors.into_iter().next().and_then(|error| error.message.split(": ").last().map(str::to_owned))
+}
+
+/// Whether a label may have this value.
+pub(crate) fn is_label_value(text: &str) -> bool {
+    text.len() <= 63 && (text.is_empty() || QUALIFIED.is_match(text))
 }
 
 /// `name` or `prefix/name`.
@@ -107,23 +127,33 @@ fn qualified(key: &str, field: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
+/// What is wrong with a key that, as the name of a file, would be outside its directory.
+fn leads_elsewhere(key: &str) -> Option<&'static str> {
+    match key {
+        "." => Some("must not be '.'"),
+        ".." => Some("must not be '..'"),
+        _ if key.starts_with("..") => Some("must not start with '..'"),
+        _ => None,
+    }
+}
+
 pub(super) fn kind_rules(resource: &Resource, object: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
     if !matches!(resource.class, Class::ConfigMap | Class::Secret) {
         return;
     }
     for field in ["data", "binaryData"] {
-        for (key, value) in object[field].as_object().into_iter().flatten() {
-            if key.len() > 253 || !DATA_KEY.is_match(key) || key == "." || key == ".." {
+        for key in object[field].as_object().into_iter().flat_map(serde_json::Map::keys) {
+            if key.len() > 253 || !DATA_KEY.is_match(key) {
                 let rule = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. \
                     'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
                 errors.push(FieldError::invalid(format!("{field}[{key}]"), &json!(key), rule));
             }
-            let encoded = field == "binaryData" || resource.class == Class::Secret;
-            let decodes = |text: &str| base64::engine::general_purpose::STANDARD.decode(text).is_ok();
-            if encoded && !value.as_str().is_some_and(decodes) {
-                // The value is not shown: it may be a secret.
-                let error = FieldError::invalid(join(field, key), &json!("***"), "must be base64");
-                errors.push(error);
+            if let Some(rule) = leads_elsewhere(key) {
+                errors.push(FieldError::invalid(format!("{field}[{key}]"), &json!(key), rule));
+            }
+            if field == "binaryData" && object["data"].get(key).is_some() {
+                let detail = "duplicate of key present in data";
+                errors.push(FieldError::invalid(format!("{field}[{key}]"), &json!(key), detail));
             }
         }
     }

@@ -30,6 +30,7 @@ pub(crate) async fn create(
     }
     let mut object = body::object(context, bytes)?;
     admission::decode(context, resource, target.namespace.as_deref(), None, &mut object)?;
+    admission::readable(resource, &object)?;
     let stored = create_object(inner, context, resource, object, false).await?;
     Ok(represent::object(context, resource, &stored, CREATED))
 }
@@ -55,7 +56,15 @@ pub(crate) async fn create_object(
         admission::for_create(inner, context, resource, &mut object, tracked)?;
         match write(inner, context, resource, object).await {
             Err((_, WriteError::Exists)) if generate && attempt < ATTEMPTS => {}
-            Err((key, error)) => return Err(refused(inner, resource, &key, error)),
+            Err((key, error)) => {
+                let leaving = matches!(error, WriteError::Exists)
+                    && inner.store.get(resource.table, &key).is_some_and(|stored| stored.deleting);
+                let mut error = refused(inner, resource, &key, error);
+                if leaving {
+                    error.message = format!("object is being deleted: {}", error.message);
+                }
+                return Err(error);
+            }
             Ok(stored) => return Ok(stored),
         }
     }

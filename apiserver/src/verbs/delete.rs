@@ -146,11 +146,19 @@ async fn delete_object(
 fn check(resource: &Resource, stored: &Stored, options: &Options) -> Result<(), ApiError> {
     let Some(Preconditions { uid, resource_version }) = &options.preconditions else { return Ok(()) };
     let rv = stored.rv.to_string();
-    for (what, wanted, found) in [("UID", uid, &*stored.uid), ("ResourceVersion", resource_version, rv.as_str())] {
+    for (what, wanted, found, perhaps) in [
+        ("UID", uid, &*stored.uid, "deleted and then recreated"),
+        ("ResourceVersion", resource_version, rv.as_str(), "modified"),
+    ] {
         if let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != found) {
-            let detail =
-                format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
-            return Err(ApiError::conflict(resource, &stored.key.name, &detail));
+            let detail = format!(
+                "the {what} in the precondition ({wanted}) does not match the {what} in record ({found}). \
+                 The object might have been {perhaps}"
+            );
+            let mut error = ApiError::conflict(resource, &stored.key.name, &detail);
+            // A real server names the kind here, not the plural.
+            error.message = error.message.replacen(&resource.qualified(), &resource.qualified_kind(), 1);
+            return Err(error);
         }
     }
     Ok(())

@@ -4,12 +4,13 @@ use axum::body::Body;
 use base64::Engine;
 use http::Response;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::represent::{self, Page};
-use crate::request::{Context, Target};
+use crate::request::{Context, Query, Target};
 use crate::selector::Selector;
 use crate::server::Inner;
-use crate::status::ApiError;
+use crate::status::{ApiError, FieldError};
 use crate::store::Key;
 
 /// Where the next page starts.
@@ -33,10 +34,50 @@ impl Token {
     }
 }
 
+/// Refuses parameters of a list or a watch that do not go together.
+pub(crate) fn check_options(query: &Query, watch: bool) -> Result<(), ApiError> {
+    let field = "resourceVersionMatch";
+    let forbidden = |detail: &str| FieldError::forbidden(field, detail);
+    let wanted = query.get(field);
+    let streams = query.get("sendInitialEvents").is_some();
+    let mut errors = Vec::new();
+    if watch && streams && wanted != Some("NotOlderThan") {
+        errors.push(forbidden("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"));
+    }
+    if let Some(wanted) = wanted {
+        let from = query.text("resourceVersion");
+        if watch && !streams {
+            errors.push(forbidden("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"));
+        }
+        if !watch && from.is_empty() {
+            errors.push(forbidden("resourceVersionMatch is forbidden unless resourceVersion is provided"));
+        }
+        if query.get("continue").is_some() {
+            errors.push(forbidden("resourceVersionMatch is forbidden when continue is provided"));
+        }
+        let allowed = if watch { vec!["NotOlderThan"] } else { vec!["Exact", "NotOlderThan", ""] };
+        if !allowed.contains(&wanted) {
+            let allowed: Vec<Value> = allowed.into_iter().map(Value::from).collect();
+            errors.push(FieldError::unsupported(field, &Value::from(wanted), &allowed));
+        }
+        if !watch && wanted == "Exact" && from == "0" {
+            errors.push(forbidden("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""));
+        }
+    }
+    if !watch && streams {
+        errors.push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+    }
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(ApiError::invalid_options("ListOptions", &errors)),
+    }
+}
+
 pub(crate) fn list(inner: &Inner, context: &Context, target: &Target<'_>) -> Result<Response<Body>, ApiError> {
     let resource = target.resource;
     let query = &context.query;
     let selector = Selector::parse(resource, query.text("labelSelector"), query.text("fieldSelector"))?;
+    check_options(query, false)?;
     let limit = query.number("limit")?.filter(|limit| *limit > 0);
     let token = query.get("continue").map(Token::decode).transpose()?;
     let wanted = query.number("resourceVersion")?.filter(|rv| *rv > 0);

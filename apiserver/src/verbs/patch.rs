@@ -11,7 +11,7 @@ use crate::apply::{self, Configuration};
 use crate::registry::Class;
 use crate::request::{Context, Target};
 use crate::server::{CREATED, Inner};
-use crate::status::ApiError;
+use crate::status::{ApiError, FieldError};
 use crate::{body, patch as patches, represent};
 
 const JSON: &str = "application/json-patch+json";
@@ -30,6 +30,10 @@ pub(crate) async fn patch(
 ) -> Result<Response<Body>, ApiError> {
     let resource = target.resource;
     let is_custom = resource.class == Class::Custom;
+    if context.content_type != APPLY && context.query.get("force").is_some() {
+        let error = FieldError::forbidden("force", "may not be specified for non-apply patch");
+        return Err(ApiError::invalid_options("PatchOptions", &[error]));
+    }
     let edit: Edit<'_> = match context.content_type.as_str() {
         APPLY => return apply(inner, context, target, bytes).await,
         JSON => {
@@ -45,15 +49,16 @@ pub(crate) async fn patch(
             let schema = resource.document.parsed();
             Box::new(move |live| patches::strategic(&schema, live, &patch))
         }
-        other => {
+        _ => {
             let accepted =
                 if is_custom { [JSON, MERGE, APPLY].join(", ") } else { [JSON, MERGE, STRATEGIC, APPLY].join(", ") };
-            return Err(ApiError::unsupported_media(other, &accepted));
+            return Err(ApiError::unsupported_media(&accepted));
         }
     };
     let edit = |live: &Value| {
         let mut object = edit(live)?;
         admission::decode(context, resource, target.namespace.as_deref(), target.name.as_deref(), &mut object)?;
+        admission::readable(resource, &object).map_err(|error| ApiError { code: 422, reason: "Invalid", ..error })?;
         Ok(Edited { object, tracked: false })
     };
     let stored = modify(inner, context, target, edit).await?;
@@ -70,11 +75,9 @@ async fn apply(
     let resource = target.resource;
     let part = Part::of(target.subresource.as_deref());
     let Some(manager) = context.query.get("fieldManager") else {
-        return Err(ApiError::new(
-            422,
-            "Invalid",
-            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
-        ));
+        let message = "Required value: is required for apply patch".to_owned();
+        let error = FieldError { message, ..FieldError::required("fieldManager") };
+        return Err(ApiError::invalid_options("PatchOptions", &[error]));
     };
     let mut object = body::yaml(bytes)?;
     if object["metadata"]["managedFields"].as_array().is_some_and(|m| !m.is_empty()) {
@@ -86,6 +89,7 @@ async fn apply(
         }
     }
     admission::decode(context, resource, target.namespace.as_deref(), target.name.as_deref(), &mut object)?;
+    admission::readable(resource, &object)?;
     let configuration = Configuration { object, manager, part, force: context.query.flag("force") };
     loop {
         let key = super::key(target)?;

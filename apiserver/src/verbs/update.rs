@@ -27,6 +27,7 @@ pub(crate) async fn update(
     let resource = target.resource;
     let mut object = body::object(context, bytes)?;
     admission::decode(context, resource, target.namespace.as_deref(), target.name.as_deref(), &mut object)?;
+    admission::readable(resource, &object)?;
     let edit = |_: &Value| Ok(Edited { object: object.clone(), tracked: false });
     let stored = modify(inner, context, target, edit).await?;
     Ok(represent::object(context, resource, &stored, StatusCode::OK))

@@ -39,14 +39,7 @@ pub(crate) fn watch(inner: &Arc<Inner>, context: &Context, target: &Target<'_>) 
     let selector = Selector::parse(resource, query.text("labelSelector"), &fields)?;
     let bookmarks = query.flag("allowWatchBookmarks");
     let initial = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
-    if initial == Some(true) && query.get("resourceVersionMatch") != Some("NotOlderThan") {
-        return Err(ApiError::new(
-            422,
-            "Invalid",
-            "ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: sendInitialEvents requires \
-             setting resourceVersionMatch to NotOlderThan",
-        ));
-    }
+    super::list::check_options(query, true)?;
     let after = query.number("resourceVersion")?.filter(|rv| *rv > 0);
     let all_first = initial == Some(true) || (initial.is_none() && after.is_none());
     let timeout = query.number("timeoutSeconds")?.map_or(LONGEST, Duration::from_secs).min(LONGEST);

@@ -7,12 +7,15 @@
 //! What is meant to differ is marked in the tables and listed in `docs/api-compatibility.md`.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod client;
 mod subject;
+mod table;
 mod transcript;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
+use client::{KubeRs, Kubectl, Python};
 use subject::Subject;
 use transcript::Tools;
 
@@ -51,4 +54,48 @@ fn kubectl_current() {
 #[test]
 fn kubectl_against_kubernetes() {
     transcripts("kubectl_against_kubernetes", Subject::kubernetes(), system_kubectl());
+}
+
+/// Runs the table against a server: through kubectl, kube-rs and the Python client, as far as they are there.
+fn cases(name: &str, subject: Result<Option<Subject>>, client: &str) {
+    let Some(subject) = subject.unwrap() else {
+        eprintln!("SKIPPED {name}: no kube-apiserver in $KUBEBUILDER_ASSETS");
+        return;
+    };
+    match client {
+        "kube-rs" => table::run_all(&subject, &mut KubeRs::new(&subject).unwrap()),
+        "python" => match Python::start(&subject).unwrap() {
+            Some(mut python) => table::run_all(&subject, &mut python),
+            None => eprintln!("SKIPPED {name}: the Python client cannot be had here"),
+        },
+        _ => match current_kubectl().or_else(system_kubectl) {
+            Some(program) => table::run_all(&subject, &mut Kubectl::new(&subject, &program)),
+            None => eprintln!("SKIPPED {name}: no kubectl"),
+        },
+    }
+}
+
+#[test]
+fn kube_rs() {
+    cases("kube_rs", Subject::nodelet().map(Some), "kube-rs");
+}
+
+#[test]
+fn python() {
+    cases("python", Subject::nodelet().map(Some), "python");
+}
+
+#[test]
+fn cases_through_kubectl() {
+    cases("cases_through_kubectl", Subject::nodelet().map(Some), "kubectl");
+}
+
+#[test]
+fn kube_rs_against_kubernetes() {
+    cases("kube_rs_against_kubernetes", Subject::kubernetes(), "kube-rs");
+}
+
+#[test]
+fn python_against_kubernetes() {
+    cases("python_against_kubernetes", Subject::kubernetes(), "python");
 }
