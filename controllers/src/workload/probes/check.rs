@@ -1,4 +1,4 @@
-//! One probe, once: exec through the runtime, HTTP and TCP from within the workload's network namespace.
+//! One probe, once: exec through the runtime; HTTP(S), TCP and gRPC from within the workload's network namespace.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -8,13 +8,18 @@ use bytes::Bytes;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use nodelet_crds::workload::probe::HttpScheme;
 use nodelet_crds::workload::{HttpGetAction, Probe, ProbeHandler};
 use nodelet_drivers::ids::ContainerId;
 use nodelet_drivers::runtime::ExecSpec;
 use nodelet_drivers::sandbox::connect::connect;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::context::{Context, chain};
+
+mod grpc;
+mod tls;
 
 /// What is probed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +40,11 @@ pub async fn check(ctx: &Context, target: &Target, probe: &Probe, limit: Duratio
         Some(ProbeHandler::Exec(action)) => exec(ctx, target, &action.command, limit).await,
         Some(ProbeHandler::TcpSocket(action)) => stream(target, action.host.as_deref(), &action.port).await.map(|_| ()),
         Some(ProbeHandler::HttpGet(action)) => http_get(target, action).await,
-        Some(ProbeHandler::Grpc(_)) | None => Err("this probe is not supported".to_owned()),
+        Some(ProbeHandler::Grpc(action)) => {
+            let stream = stream(target, None, &IntOrString::Int(i32::from(action.port))).await?;
+            grpc::health(stream, action.service.as_deref().unwrap_or_default()).await
+        }
+        None => Err("a probe needs exactly one handler".to_owned()),
     }
 }
 
@@ -69,6 +78,16 @@ async fn stream(target: &Target, host: Option<&str>, port: &IntOrString) -> Resu
 async fn http_get(target: &Target, action: &HttpGetAction) -> Result<(), String> {
     let stream = stream(target, action.host.as_deref(), &action.port).await?;
     let peer = stream.peer_addr().map_err(|error| error.to_string())?;
+    match action.scheme {
+        HttpScheme::Http => get(stream, peer, action).await,
+        HttpScheme::Https => get(tls::unchecked(stream, peer).await?, peer, action).await,
+    }
+}
+
+async fn get<S>(stream: S, peer: SocketAddr, action: &HttpGetAction) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| chain(&error))?;
     let path = if action.path.starts_with('/') { action.path.clone() } else { format!("/{}", action.path) };
