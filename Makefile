@@ -20,7 +20,7 @@ demo: deps build images ## run the example shop on a containerd of its own, show
 
 test: deps build images ## all tests: unit, integration, and end to end on containerd 1.6 and 2.x
 	tests/bin/fetch-containerd || [ $$? = 3 ]
-	cargo nextest run --workspace --features $(FAILPOINTS) --no-fail-fast
+	NODELET_PYTHON="$$(tests/bin/fetch-python-client || echo python3)" cargo nextest run --workspace --features $(FAILPOINTS) --no-fail-fast
 
 e2e: deps build images ## only the end-to-end tests; FILTER=name picks some
 	tests/bin/fetch-containerd || [ $$? = 3 ]
