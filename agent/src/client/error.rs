@@ -63,6 +63,8 @@ impl From<kube::Error> for Error {
                     .details
                     .iter()
                     .flat_map(|details| &details.causes)
+                    // A server's word that it looked no further, beside the faults that stopped it.
+                    .filter(|cause| cause.field != "<nil>")
                     .map(|cause| Cause { field: cause.field.clone(), message: cause.message.clone() })
                     .collect();
                 if causes.is_empty() {
