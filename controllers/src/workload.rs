@@ -297,7 +297,8 @@ fn is_batch(desired: &model::Desired) -> bool {
 /// Sees that what runs is probed, and what no longer runs is not.
 fn probe(ctx: &Arc<Context>, object: &Workload, desired: &model::Desired, observed: &model::Observed) {
     let Some(sandbox) = &observed.sandbox else { return };
-    for wish in desired.containers.iter().filter(|wish| !wish.probes.is_empty()) {
+    let sidecars = desired.init.iter().filter(|wish| wish.sidecar);
+    for wish in desired.containers.iter().chain(sidecars).filter(|wish| !wish.probes.is_empty()) {
         let running = observed.containers.iter().filter(|c| c.is_live() && c.name == wish.name && c.hash == wish.hash);
         for container in running {
             let target = probes::Target {

@@ -27,6 +27,8 @@ pub const GENERATION: &str = "nodelet.dev/generation";
 pub const TYPE: &str = "nodelet.dev/type";
 /// The sandbox that a container lives in.
 pub const SANDBOX: &str = "nodelet.dev/sandbox";
+/// Of a sidecar: its place among the init containers, in decimal.
+pub const SIDECAR: &str = "nodelet.dev/sidecar";
 /// How often the container was restarted before, in decimal.
 pub const RESTARTS: &str = "nodelet.dev/restarts";
 /// How often in a row its predecessors failed, in decimal; the back-off grows with it.
@@ -72,6 +74,7 @@ mod tests {
             GENERATION,
             TYPE,
             SANDBOX,
+            SIDECAR,
             RESTARTS,
             FAILURES,
             IMAGE_DIGEST,

@@ -84,7 +84,6 @@ const FIELDS: Refused = Refused::AllBut(&[
 const WORKLOAD: &[Limitation] = &[
     set("networks[].aliases"),
     set("shareProcessNamespace"),
-    set("initContainers[].restartPolicy"),
     set("volumes[].image"),
     set("volumes[].downwardAPI.items[].resourceFieldRef"),
     set("volumes[].projected.sources[].downwardAPI.items[].resourceFieldRef"),

@@ -15,6 +15,7 @@ nodelet_tests::on_containerd!(
     a_container_that_ignores_the_stop_signal_is_killed_after_the_grace_period,
     a_flooded_log_is_capped,
     a_published_port_is_reached_from_the_outside,
+    sidecars_come_first_and_leave_last,
 );
 
 fn workload(name: &str, image: &str, more: &str) -> String {
@@ -184,4 +185,58 @@ fn a_published_port_is_reached_from_the_outside(node: &mut Node) -> Result<()> {
     node.until_gone("workloads", "server")?;
     ensure!(node.namespaces.run(fetch).is_err(), "the port is still published");
     Ok(())
+}
+
+fn sidecars_come_first_and_leave_last(node: &mut Node) -> Result<()> {
+    let before = node.inventory()?;
+    // Each says on a shared volume when it comes and goes; the sidecar is started once it has written its mark.
+    let text = |policy: &str, main: &str| {
+        let script = |name: &str, script: &str| {
+            format!(
+                "  - name: {name}\n    image: localhost:5000/shop/busybox:1\n    \
+                 volumeMounts: [{{name: log, mountPath: /log}}]\n    command: [sh, -c, \"{script}\"]\n"
+            )
+        };
+        let helper = "trap 'echo helper goes >> /log/all; exit 0' TERM; sleep 1; echo helper up >> /log/all; touch /log/up; \
+                      while true; do sleep 0.1; done";
+        format!(
+            "apiVersion: nodelet.dev/v1alpha1\nkind: Volume\nmetadata: {{name: log}}\nspec: {{local: {{}}}}\n---\n\
+             apiVersion: nodelet.dev/v1alpha1\nkind: Workload\nmetadata: {{name: crew}}\nspec:\n  \
+             restartPolicy: {policy}\n  volumes: [{{name: log, volume: {{name: log}}}}]\n  initContainers:\n{}    \
+             restartPolicy: Always\n    startupProbe: {{exec: {{command: [test, -e, /log/up]}}, periodSeconds: 1, \
+             failureThreshold: 60}}\n{}  containers:\n{}",
+            script("helper", helper),
+            script("init", "echo init >> /log/all"),
+            script("main", main),
+        )
+    };
+    let said = || node.namespaces.run(["sh", "-c", &format!("cat $(find {DATA}/volumes -name all)")]);
+    let forever =
+        "trap 'echo main goes >> /log/all; exit 0' TERM; echo main up >> /log/all; while true; do sleep 0.1; done";
+    node.apply(&text("Always", forever))?;
+    let workload = node.until_ready("crew")?;
+    ensure!(said()? == "helper up\ninit\nmain up\n", "{}", said()?);
+    ensure!(workload["status"]["readyContainers"] == "2/2", "{workload:#}");
+    // It is restarted beside the container, which does not notice.
+    let id = |workload: &serde_json::Value| workload["status"]["initContainerStatuses"][0]["containerID"].clone();
+    let main = api::container_id(&workload);
+    let helper = id(&workload);
+    node.ctr(&["task", "kill", "-s", "KILL", helper.as_str().context("an id")?])?;
+    let workload =
+        node.until_workload("crew", "another sidecar", |workload| id(workload) != helper && api::ready(workload))?;
+    ensure!(api::container_id(&workload) == main, "{workload:#}");
+    node.nodelet(&["stop", "crew"])?;
+    node.until_workload("crew", "stopped", |workload| workload["status"]["phase"] == "Stopped")?;
+    ensure!(said()?.ends_with("main goes\nhelper goes\n"), "{}", said()?);
+    node.nodelet(&["delete", "workload", "crew"])?;
+    node.until_gone("workloads", "crew")?;
+    // A sidecar keeps no batch from its end.
+    node.apply(&text("Never", "echo done >> /log/all"))?;
+    node.until_workload("crew", "ended well", |workload| workload["status"]["phase"] == "Succeeded")?;
+    until(PATIENCE, "the sidecar's end", || Ok(said()?.ends_with("done\nhelper goes\n").then_some(())))?;
+    node.nodelet(&["delete", "workload/crew", "volume/log"])?;
+    node.until_gone("workloads", "crew")?;
+    node.until_gone("volumes", "log")?;
+    let _left = node.namespaces.run(["rm", "-rf", &format!("{DATA}/volumes")]);
+    node.until_clean(&before)
 }

@@ -184,6 +184,7 @@ impl Applier<'_> {
             Why::Unhealthy => format!("Container {name} failed its liveness or startup probe and will be restarted"),
             Why::SandboxChanged => format!("Stopping container {name}: its network or namespaces changed"),
             Why::GivenUp => format!("Stopping container {name}: the workload has failed"),
+            Why::Finished => format!("Stopping container {name}: the workload has ended"),
             Why::Superseded => format!("Stopping container {name}: its successor has taken over"),
         };
         let (type_, reason) = match why {
@@ -191,7 +192,8 @@ impl Applier<'_> {
             _ => (EventType::Normal, reasons::KILLING),
         };
         self.ctx.event(self.object, type_, reason, note).await;
-        let hook = self.desired.containers.iter().find(|w| w.name == name).and_then(|w| w.pre_stop.clone());
+        let mut wishes = self.desired.containers.iter().chain(self.desired.init.iter().filter(|wish| wish.sidecar));
+        let hook = wishes.find(|w| w.name == name).and_then(|w| w.pre_stop.clone());
         let drain = if why == Why::Superseded { DRAIN } else { Duration::ZERO };
         if hook.is_none() && drain.is_zero() {
             return send_stop(self.ctx, id).await.map_err(|source| Error::Runtime {
@@ -439,6 +441,11 @@ impl Applier<'_> {
             (labels::IMAGE_DIGEST, start.digest.to_owned()),
         ];
         all.extend(own.map(|(key, value)| (key.to_owned(), value)));
+        if start.wish.sidecar
+            && let Some(place) = self.desired.init.iter().position(|wish| wish.name == start.wish.name)
+        {
+            all.insert(labels::SIDECAR.to_owned(), place.to_string());
+        }
         all
     }
 

@@ -471,6 +471,7 @@ impl Maker<'_> {
                 readiness: container.readiness_probe.clone(),
             },
             ports: container.ports.iter().filter_map(|p| Some((p.name.clone()?, p.container_port))).collect(),
+            sidecar: container.restart_policy == Some(container::ContainerRestartPolicy::Always),
             pre_stop: hook(lifecycle.and_then(|l| l.pre_stop.as_ref())),
             post_start: hook(lifecycle.and_then(|l| l.post_start.as_ref())),
             template,

@@ -171,6 +171,8 @@ pub struct ContainerWish {
     pub probes: Probes,
     /// Its named ports, for probes.
     pub ports: Vec<(String, u16)>,
+    /// An init container that runs for as long as the containers do.
+    pub sidecar: bool,
     /// Run before the stop signal.
     pub pre_stop: Option<Vec<String>>,
     /// Run after the start.
@@ -300,6 +302,8 @@ pub struct SeenContainer {
     pub name: String,
     /// It is an init container.
     pub init: bool,
+    /// It is a sidecar, and which of the init containers.
+    pub sidecar: Option<u32>,
     /// The sandbox it lives in.
     pub sandbox: String,
     /// Its number, unique among the containers of this name.

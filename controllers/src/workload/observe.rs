@@ -103,7 +103,7 @@ fn seen(ctx: &Context, object: &Workload, desired: &Desired, container: Containe
     let number = |key: &str| label(key).parse().unwrap_or(0);
     let name = label(labels::CONTAINER);
     // Until its prober runs, a container is as its status knew it, or as one that was just started.
-    let wish = desired.containers.iter().find(|wish| wish.name == name);
+    let wish = desired.init.iter().chain(&desired.containers).find(|wish| wish.name == name);
     let health = ctx
         .probers
         .health(&container.id)
@@ -112,6 +112,7 @@ fn seen(ctx: &Context, object: &Workload, desired: &Desired, container: Containe
     SeenContainer {
         name,
         init: label(labels::TYPE) == labels::TYPE_INIT,
+        sidecar: label(labels::SIDECAR).parse().ok(),
         sandbox: label(labels::SANDBOX),
         attempt: number(labels::ATTEMPT),
         restarts: number(labels::RESTARTS),
@@ -187,6 +188,7 @@ async fn images(
                 || (c.name == wish.name
                     && c.sandbox == id
                     && c.init
+                    && !wish.sidecar
                     && matches!(c.container.state, TaskState::Exited(_)))
         });
         if !settled {

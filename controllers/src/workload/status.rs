@@ -123,7 +123,7 @@ pub fn remembered(object: &Workload) -> BTreeMap<String, Remembered> {
 
 /// What the status knows of the probes of this very container, if it runs.
 pub fn known_health(object: &Workload, id: &ContainerId) -> Option<Health> {
-    let all = object.status.iter().flat_map(|status| &status.container_statuses);
+    let all = object.status.iter().flat_map(|s| s.init_container_statuses.iter().chain(&s.container_statuses));
     let known = all.filter(|c| c.state.running.is_some()).find(|c| c.container_id == id.as_str())?;
     Some(Health { started: known.started.unwrap_or(true), ready: known.ready, failed: false })
 }
@@ -165,10 +165,15 @@ fn compute(object: &Workload, report: &Report<'_>, node: &str, now: Time) -> Wor
             if phase == WorkloadPhase::Running {
                 status.start_time.get_or_insert_with(|| now.clone());
             }
-            for (type_, holds, reason, message) in seen.conditions(phase, &status.container_statuses) {
+            let sidecars = desired.init.iter().zip(&status.init_container_statuses).filter(|(wish, _)| wish.sidecar);
+            let serving: Vec<_> =
+                sidecars.map(|(_, status)| status).chain(&status.container_statuses).cloned().collect();
+            for (type_, holds, reason, message) in seen.conditions(phase, &serving) {
                 set_condition(&mut status.conditions, type_, holds, reason, message, generation, now.clone());
             }
             status.summarize();
+            let ready = serving.iter().filter(|container| container.ready).count();
+            status.ready_containers = Some(format!("{ready}/{}", serving.len()));
         }
     }
     status
@@ -220,11 +225,11 @@ impl Seen<'_> {
             TaskState::Running { .. } | TaskState::Paused { .. } => {
                 status.state = ContainerState::running(started_at);
                 status.started = Some(current.health.started);
-                status.ready = !init && current.health.started && current.health.ready;
+                status.ready = (!init || wish.sidecar) && current.health.started && current.health.ready;
             }
             TaskState::Exited(exit) => {
                 let end = terminated(current.id(), exit, started_at);
-                status.ready = init && exit.code == 0;
+                status.ready = init && !wish.sidecar && exit.code == 0;
                 match self.hold(&wish.name) {
                     Some(hold) => {
                         status.state = ContainerState::waiting(hold.reason, hold.message.clone());
@@ -331,7 +336,7 @@ impl Seen<'_> {
                 self.current(w, true)
                     .is_some_and(|c| matches!(&c.container.state, TaskState::Exited(exit) if exit.code != 0))
             };
-            if self.desired.init.iter().any(failed) {
+            if self.desired.init.iter().filter(|wish| !wish.sidecar).any(failed) {
                 return Some(WorkloadPhase::Failed);
             }
         }
@@ -385,10 +390,8 @@ impl Seen<'_> {
         };
         let made = self.observed.sandbox.as_ref().is_some_and(|s| s.complete);
         let (ready, reason, message) = self.ready(phase, containers);
-        let rolled_out = containers
-            .iter()
-            .zip(&self.desired.containers)
-            .all(|(_, wish)| self.current(wish, false).is_some_and(|c| c.hash == wish.hash));
+        let rolled_out =
+            self.desired.containers.iter().all(|wish| self.current(wish, false).is_some_and(|c| c.hash == wish.hash));
         let initialized = self.desired.init.is_empty()
             || self.observed.containers.iter().any(|c| !c.init && c.sandbox == self.desired.sandbox.spec.id.as_str())
             || matches!(phase, WorkloadPhase::Succeeded);

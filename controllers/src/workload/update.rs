@@ -82,8 +82,8 @@ pub fn revision<'a>(sandbox: &SandboxId, containers: impl Iterator<Item = &'a Co
 
 /// All containers run as wanted and are ready.
 pub fn is_healthy(desired: &Desired, observed: &Observed) -> bool {
-    let healthy = |wish: &ContainerWish| {
-        current(desired, observed, wish, false).is_some_and(|c| {
+    let healthy = |wish: &ContainerWish, init: bool| {
+        current(desired, observed, wish, init).is_some_and(|c| {
             c.is_live()
                 && c.hash == wish.hash
                 && c.stopping.is_none()
@@ -92,7 +92,9 @@ pub fn is_healthy(desired: &Desired, observed: &Observed) -> bool {
                 && !c.health.failed
         })
     };
-    observed.sandbox.as_ref().is_some_and(|sandbox| sandbox.complete) && desired.containers.iter().all(healthy)
+    observed.sandbox.as_ref().is_some_and(|sandbox| sandbox.complete)
+        && desired.containers.iter().all(|wish| healthy(wish, false))
+        && desired.init.iter().filter(|wish| wish.sidecar).all(|wish| healthy(wish, true))
 }
 
 fn current<'a>(
@@ -168,7 +170,7 @@ fn failure(desired: &Desired, observed: &Observed, progress: &Progress) -> Optio
     for (wish, init) in all {
         let Some(seen) = current(desired, observed, wish, init) else { continue };
         let TaskState::Exited(exit) = &seen.container.state else { continue };
-        let failed = !init || exit.code != 0;
+        let failed = !init || wish.sidecar || exit.code != 0;
         if failed && seen.hash == wish.hash && seen.failures.saturating_add(1) >= FAILURES {
             return Some(format!("container {} ended {FAILURES} times in a row, with code {}", wish.name, exit.code));
         }

@@ -63,10 +63,6 @@ fn each_error_names_the_field_and_the_value() {
             "spec.containers[0].stdin: without tty is not",
         ),
         (
-            json!({"initContainers": [{"name": "a", "image": "b", "restartPolicy": "Always"}]}),
-            "spec.initContainers[0].restartPolicy: is not",
-        ),
-        (
             json!({"containers": [{"name": "a", "image": "b",
                 "env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]}]}),
             "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: \"status.podIP\" is not",

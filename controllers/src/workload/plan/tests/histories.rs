@@ -79,6 +79,11 @@ impl World {
         if seed.is_multiple_of(3) {
             desired.init.push(wish("init"));
         }
+        if seed.is_multiple_of(4) {
+            let place = usize::from(seed.is_multiple_of(8)).min(desired.init.len());
+            desired.init.insert(place, ContainerWish { sidecar: true, ..wish("helper") });
+            desired.init.push(ContainerWish { sidecar: true, ..wish("proxy") });
+        }
         if seed.is_multiple_of(5) {
             desired.sandbox.ports.clear();
         }
@@ -168,7 +173,10 @@ impl World {
             self.check(self.containers.iter().any(|c| c.id() == id), "a foreign container is touched");
         }
         match step {
-            Step::Ask { id, .. } => {
+            Step::Ask { id, why } => {
+                if !matches!(why, Why::Unhealthy | Why::Changed) {
+                    self.check(!self.is_needed(id), "a sidecar is stopped before what it serves");
+                }
                 self.asked.insert(id.clone(), self.clock);
                 if !some_ignore_the_signal || self.dice.below(3) > 0 {
                     self.end(id.clone(), 143);
@@ -209,6 +217,13 @@ impl World {
         }
     }
 
+    /// It is a sidecar, and something that came after it still runs.
+    fn is_needed(&self, id: &ContainerId) -> bool {
+        let Some(sidecar) = self.containers.iter().find(|c| c.id() == id && c.sidecar.is_some()) else { return false };
+        let later = |c: &SeenContainer| c.sidecar.is_none_or(|place| Some(place) > sidecar.sidecar);
+        self.containers.iter().any(|c| c.is_live() && c.sandbox == sidecar.sandbox && later(c))
+    }
+
     fn own_sandbox(&mut self) -> &mut SeenSandbox {
         let (ours, seed) = (self.ours(), self.seed);
         self.sandboxes.get_mut(ours.as_str()).unwrap_or_else(|| panic!("seed {seed}: no sandbox yet"))
@@ -246,6 +261,15 @@ impl World {
         started.hash.clone_from(&wish.hash);
         started.sandbox = ours.to_string();
         (started.init, started.restarts, started.failures) = (init, restarts, failures);
+        if wish.sidecar {
+            started.sidecar = self.desired.init.iter().position(|other| other.name == name).map(|n| n as u32);
+        }
+        let begun = self.containers.iter().any(|c| !c.init && c.sandbox == ours.as_str());
+        let up =
+            |name: &str| self.containers.iter().any(|c| c.name == name && c.sandbox == ours.as_str() && c.is_live());
+        let mut sidecars = self.desired.init.iter().filter(|wish| wish.sidecar);
+        self.check(init || begun || sidecars.all(|wish| up(&wish.name)), "started before its sidecars");
+        self.check(!(begun && init && !wish.sidecar), "an init container runs beside containers");
         self.check(!self.containers.iter().any(|c| c.id() == started.id()), "an id was used twice");
         self.asked.remove(started.id());
         self.containers.push(started);
@@ -351,12 +375,16 @@ impl World {
             self.clock += 400;
             self.containers.iter_mut().for_each(|c| c.health.failed = false);
             // An init container does its work.
-            let done: Vec<_> = self.containers.iter().filter(|c| c.init).map(|c| c.id().clone()).collect();
+            let done: Vec<_> =
+                self.containers.iter().filter(|c| c.init && c.sidecar.is_none()).map(|c| c.id().clone()).collect();
             done.into_iter().for_each(|id| self.end(id, 0));
             let observed = self.observe();
             let steps = plan(&self.desired, &observed, self.now()).steps;
             let mature = observed.healthy_for.is_none_or(|time| time >= self.desired.update.healthy);
-            if steps.is_empty() && mature && !self.containers.iter().any(|c| c.init && c.is_live()) {
+            if steps.is_empty()
+                && mature
+                && !self.containers.iter().any(|c| c.init && c.sidecar.is_none() && c.is_live())
+            {
                 break;
             }
             steps.iter().for_each(|step| self.apply(step, false));
@@ -367,6 +395,13 @@ impl World {
             return;
         }
         self.check(self.sandboxes.keys().all(|id| id.as_str() == ours.as_str()), "an old sandbox is left");
+        let over =
+            self.desired.restart != RestartPolicy::Always && !self.containers.iter().any(|c| !c.init && c.is_live());
+        for wish in self.desired.init.iter().filter(|wish| wish.sidecar) {
+            let of: Vec<_> = self.containers.iter().filter(|c| c.name == wish.name).collect();
+            self.check(over || of.len() == 1 && of[0].is_live() && of[0].hash == wish.hash, "a sidecar does not run");
+            self.check(!over || of.iter().all(|c| !c.is_live()), "a sidecar outlives its workload");
+        }
         for wish in self.desired.containers.clone() {
             let of: Vec<_> = self.containers.iter().filter(|c| !c.init && c.name == wish.name).collect();
             self.check(of.len() <= 1, "two of one");
