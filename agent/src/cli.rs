@@ -22,6 +22,7 @@ mod images;
 mod logs;
 mod node_lists;
 mod output;
+mod plan;
 mod port_forward;
 mod power;
 mod progress;
@@ -97,6 +98,8 @@ enum Command {
     Delete(delete::DeleteArgs),
     /// Show what applying files would change
     Diff(diff::DiffArgs),
+    /// Show what the agent would do, for workloads as they are or as files have them
+    Plan(plan::PlanArgs),
     /// List objects, or show some
     Get(get::GetArgs),
     /// Show everything about objects: conditions, containers, events
@@ -219,6 +222,7 @@ async fn client_command(command: Command, global: &Global, output: &Output) -> a
         Command::Apply(args) => apply::apply(&args, &session::open(global, output).await?).await,
         Command::Delete(args) => delete::delete(&args, &session::open(global, output).await?).await,
         Command::Diff(args) => diff::diff(&args, &session::open(global, output).await?).await,
+        Command::Plan(args) => plan::plan(&args, &session::open(global, output).await?).await,
         Command::Get(args) => get::get(&args, &session::open(global, output).await?).await,
         Command::Describe(args) => describe::describe(&args, &session::open(global, output).await?).await,
         Command::Edit(args) => edit::edit(&args, &session::open(global, output).await?).await,

@@ -1,11 +1,13 @@
 //! Parts of objects that the API server does not serve itself: the logs of workloads, the removal of images.
 //!
 //! `POST …/nodestates/NAME/prune` removes images that nobody needs.
+//! `POST …/nodestates/NAME/plan` tells what would be done for the Workloads in its body.
 //! `GET …/workloads/NAME/log` takes the parameters of a Pod's log: `container`, `follow`, `previous`, `tailLines`,
 //! `sinceSeconds`, `sinceTime`, `timestamps`. Following goes on over restarts of the container and ends when the
 //! workload has ended, was stopped or is gone.
 
 mod log;
+mod plan;
 mod prune;
 mod streams;
 
@@ -21,6 +23,7 @@ use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::watcher;
 use nodelet_apiserver::{SubresourceRequest, Subresources};
 use nodelet_controllers::image_collector::Collector;
+use nodelet_controllers::workload::preview::Previews;
 use serde_json::{Value, json};
 
 use log::{LogOptions, Refused};
@@ -32,12 +35,13 @@ pub struct NodeApi {
     client: OnceLock<kube::Client>,
     node: String,
     collector: Collector,
+    previews: Previews,
 }
 
 impl NodeApi {
-    /// For this node, with the log files below `data_dir` and the images that `collector` removes.
-    pub fn new(node: String, data_dir: &Path, collector: Collector) -> Arc<Self> {
-        Arc::new(Self { logs: data_dir.join("logs"), client: OnceLock::new(), node, collector })
+    /// For this node, with the log files below `data_dir`, the images that `collector` removes, and plans.
+    pub fn new(node: String, data_dir: &Path, collector: Collector, previews: Previews) -> Arc<Self> {
+        Arc::new(Self { logs: data_dir.join("logs"), client: OnceLock::new(), node, collector, previews })
     }
 
     /// Lets followers see by `client` when a workload ends. The client of the server that this is part of, so it
@@ -77,16 +81,26 @@ impl NodeApi {
 #[async_trait]
 impl Subresources for NodeApi {
     fn served(&self) -> Vec<(&'static str, &'static str, &'static str, &'static [&'static str])> {
-        vec![("nodelet.dev", "workloads", "log", &["get"]), ("nodelet.dev", "nodestates", "prune", &["create"])]
+        vec![
+            ("nodelet.dev", "workloads", "log", &["get"]),
+            ("nodelet.dev", "nodestates", "prune", &["create"]),
+            ("nodelet.dev", "nodestates", "plan", &["create"]),
+        ]
     }
 
     async fn handle(&self, request: SubresourceRequest) -> Response<Body> {
-        let prune = request.subresource == "prune";
-        if request.parts.method != (if prune { http::Method::POST } else { http::Method::GET }) {
+        let reads = request.subresource == "log";
+        if request.parts.method != (if reads { http::Method::GET } else { http::Method::POST }) {
             return status(405, "MethodNotAllowed", "the server does not allow this method on the requested resource");
         }
-        if prune {
-            return prune::prune(&self.collector, &self.node, &request).await;
+        if !reads && request.name != self.node {
+            let message = format!("{:?} is another node; this one is {:?}", request.name, self.node);
+            return status(400, "BadRequest", &message);
+        }
+        match request.subresource.as_str() {
+            "prune" => return prune::prune(&self.collector, &request).await,
+            "plan" => return plan::plan(&self.previews, &request).await,
+            _ => {}
         }
         match self.log(&request) {
             Ok(body) => {
@@ -102,6 +116,13 @@ impl Subresources for NodeApi {
 /// A body of what `lines` yields.
 fn body(lines: tokio::sync::mpsc::Receiver<std::io::Result<axum::body::Bytes>>) -> Body {
     Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(lines))
+}
+
+/// An answer that is an object of ours.
+fn answer(value: &impl serde::Serialize) -> Response<Body> {
+    let mut response = Response::new(Body::from(serde_json::to_string(value).unwrap_or_default()));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response
 }
 
 fn status(code: u16, reason: &str, message: &str) -> Response<Body> {

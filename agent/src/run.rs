@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use nodelet_apiserver::Server;
 use nodelet_controllers::image_collector::{Collector, Marks};
+use nodelet_controllers::workload::preview::Previews;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -140,8 +141,9 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
         low_percent: gc.low_percent.into(),
         min_age: Duration::from_secs(gc.min_age_seconds),
     });
+    let previews = Previews::default();
     let node_name = configuration.effective_node_name();
-    let node_api = NodeApi::new(node_name, &configuration.data_dir, collector.clone());
+    let node_api = NodeApi::new(node_name, &configuration.data_dir, collector.clone(), previews.clone());
     let server = Server::open(options, nodelet_crds::crds()).map_err(Error::Store)?.with_subresources(node_api.clone());
     let streams = NodeStreams::new();
     let server = server.with_streams(streams.clone());
@@ -192,6 +194,7 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
         version: VERSION.to_owned(),
         runtime_ready,
         collector,
+        previews,
     };
     let client = server.client("default");
     let token = working.token();

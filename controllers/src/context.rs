@@ -37,6 +37,7 @@ use crate::node_state::NodeReport;
 use crate::pulls::Pulls;
 use crate::workload::containers::ContainerCache;
 use crate::workload::files::Written;
+use crate::workload::preview::Previews;
 use crate::workload::probes::Probers;
 use crate::workload::revisions::Histories;
 use crate::workload::sandboxes::SandboxIndex;
@@ -76,6 +77,8 @@ pub struct Settings {
     pub runtime_ready: watch::Sender<bool>,
     /// Removes images that nobody needs.
     pub collector: Collector,
+    /// Tells what would be done.
+    pub previews: Previews,
 }
 
 /// The objects of the API, kept current by the watches.

@@ -88,6 +88,7 @@ pub async fn run(
     let probers = Probers::new(wake_workload.clone());
     let ctx = Context::new(client.clone(), drivers, settings, metrics, pulls, containers, report, stores, probers);
     ctx.sandboxes.load(&*ctx.drivers.sandboxes).await.map_err(Error::Sandboxes)?;
+    ctx.settings.previews.answer_with(&ctx);
 
     let (wake_network, woken_networks) = mpsc::channel::<ObjectRef<Network>>(64);
 

@@ -24,11 +24,13 @@ pub mod dereference;
 pub mod desired;
 pub mod env;
 pub mod files;
+pub mod forecast;
 pub mod limits;
 pub mod model;
 pub mod observe;
 pub mod orphans;
 pub mod plan;
+pub mod preview;
 pub mod probes;
 pub mod refs;
 pub mod revisions;
@@ -213,7 +215,7 @@ async fn held(
     object: &Workload,
     revision: &revisions::Revision,
     place: &desired::Place,
-) -> Result<Result<model::Desired, Invalid>, Error> {
+) -> Result<Result<model::Desired, Invalid>, kube::Error> {
     let effective = revision.object(object);
     let mut references = dereference::dereference(ctx, &effective).await?;
     revision.restore(&mut references);

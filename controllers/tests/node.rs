@@ -203,6 +203,7 @@ impl TestNode {
             version: "0".to_owned(),
             runtime_ready: tokio::sync::watch::Sender::new(false),
             collector: self.collector.clone(),
+            previews: Default::default(),
         };
         let (client, drivers, token) = (self.server.client("default"), self.drivers.clone(), stop.clone());
         let task = tokio::spawn(async move {

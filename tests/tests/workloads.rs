@@ -16,6 +16,7 @@ nodelet_tests::on_containerd!(
     a_flooded_log_is_capped,
     a_published_port_is_reached_from_the_outside,
     sidecars_come_first_and_leave_last,
+    a_plan_tells_what_would_be_done_and_does_nothing,
 );
 
 fn workload(name: &str, image: &str, more: &str) -> String {
@@ -238,5 +239,47 @@ fn sidecars_come_first_and_leave_last(node: &mut Node) -> Result<()> {
     node.until_gone("workloads", "crew")?;
     node.until_gone("volumes", "log")?;
     let _left = node.namespaces.run(["rm", "-rf", &format!("{DATA}/volumes")]);
+    node.until_clean(&before)
+}
+
+fn a_plan_tells_what_would_be_done_and_does_nothing(node: &mut Node) -> Result<()> {
+    let before = node.inventory()?;
+    let file = node.namespaces.path("/run/plan.yaml");
+    let plan = |text: &str| -> Result<String> {
+        fs::write(&file, text)?;
+        node.nodelet(&["plan", "-f", "/run/plan.yaml"])
+    };
+    let text = |greeting: &str, sleep: &str| {
+        let config = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: words}}\ndata: {{greeting: {greeting}}}\n---\n"
+        );
+        let more = format!(
+            "    command: [sleep, '{sleep}']\n    volumeMounts: [{{name: words, mountPath: /words}}]\n  \
+             volumes: [{{name: words, configMap: {{name: words, onChange: Restart}}}}]\n"
+        );
+        config + &workload("planned", "localhost:5000/shop/busybox:1", &more)
+    };
+    let told = plan(&text("hello", "1000000"))?;
+    ensure!(told.contains("pull localhost:5000/shop/busybox:1: "), "{told}");
+    ensure!(told.contains("start container main from"), "{told}");
+    ensure!(node.object("workloads", "planned")?.is_none() && node.ctr(&["images", "ls", "-q"])?.is_empty(), "{told}");
+
+    node.apply(&text("hello", "1000000"))?;
+    node.until_ready("planned")?;
+    let pid = node.pid("planned")?;
+    let told = node.nodelet(&["plan"])?;
+    ensure!(told.contains("default/planned  nothing to do"), "{told}");
+    let told = plan(&text("hello", "2000000"))?;
+    ensure!(told.contains("stop container main, which is specified in another way now"), "{told}");
+    ensure!(told.contains("interrupts main; down for the start"), "{told}");
+    // A file that changes only what the workload refers to.
+    let config = text("goodbye", "").split("---").next().unwrap_or_default().to_owned();
+    let told = plan(&config)?;
+    ensure!(told.contains("interrupts main"), "{told}");
+    let told: serde_json::Value = serde_json::from_str(&node.nodelet(&["plan", "planned", "-o", "json"])?)?;
+    ensure!(told["items"][0]["steps"] == serde_json::json!([]), "{told:#}");
+    ensure!(node.pid("planned")? == pid, "a plan replaced the container");
+    node.nodelet(&["delete", "workload", "planned"])?;
+    node.until_gone("workloads", "planned")?;
     node.until_clean(&before)
 }

@@ -1,18 +1,14 @@
 //! `POST …/nodestates/NAME/prune`: removes the images of this node that nobody needs. `dryRun=All` only says which.
 
 use axum::body::Body;
-use http::{Response, StatusCode, header};
+use http::Response;
 use nodelet_apiserver::SubresourceRequest;
 use nodelet_controllers::image_collector::{Collector, Error};
 
-use super::status;
+use super::{answer, status};
 
 /// The answer, once it is done.
-pub(super) async fn prune(collector: &Collector, node: &str, request: &SubresourceRequest) -> Response<Body> {
-    if request.name != node {
-        let message = format!("{:?} is another node; this one is {node:?}", request.name);
-        return status(400, "BadRequest", &message);
-    }
+pub(super) async fn prune(collector: &Collector, request: &SubresourceRequest) -> Response<Body> {
     let mut dry_run = false;
     for (name, value) in &request.query {
         match (name.as_str(), value.as_str()) {
@@ -22,13 +18,7 @@ pub(super) async fn prune(collector: &Collector, node: &str, request: &Subresour
         }
     }
     match collector.prune(dry_run).await {
-        Ok(collection) => {
-            let mut response = Response::new(Body::from(serde_json::to_string(&collection).unwrap_or_default()));
-            *response.status_mut() = StatusCode::OK;
-            let json = header::HeaderValue::from_static("application/json");
-            response.headers_mut().insert(header::CONTENT_TYPE, json);
-            response
-        }
+        Ok(collection) => answer(&collection),
         Err(error) => {
             let message = crate::manifest::chain(&error);
             match error {

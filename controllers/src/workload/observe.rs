@@ -42,6 +42,15 @@ const FRESH: Duration = Duration::from_secs(20);
 
 /// What is there; `None` until the containers of the node have been read once.
 pub async fn observe(ctx: &Arc<Context>, object: &Workload, desired: &Desired) -> Result<Option<Observed>, Error> {
+    let Some(mut observed) = look(ctx, object, desired).await? else { return Ok(None) };
+    if desired.intent == Intent::Run {
+        observed.images = images(ctx, object, desired, &observed.containers).await?;
+    }
+    Ok(Some(observed))
+}
+
+/// [`observe`] without images, and without any effect.
+pub async fn look(ctx: &Arc<Context>, object: &Workload, desired: &Desired) -> Result<Option<Observed>, Error> {
     let uid = object.metadata.uid.as_deref().unwrap_or_default();
     let Some(containers) = ctx.containers.of_workload(uid) else { return Ok(None) };
     let mut containers: Vec<SeenContainer> = containers.into_iter().map(|c| seen(ctx, object, desired, c)).collect();
@@ -74,16 +83,12 @@ pub async fn observe(ctx: &Arc<Context>, object: &Workload, desired: &Desired) -
             ports: ctx.drivers.networks.ports_of(id).await?,
         }),
     };
-    let images = match desired.intent {
-        Intent::Run => images(ctx, object, desired, &containers).await?,
-        Intent::Stop | Intent::Delete => BTreeMap::new(),
-    };
     Ok(Some(Observed {
         outdated_files: if sandbox.is_some() { outdated_files(ctx, desired) } else { BTreeSet::new() },
         sandbox,
         stale_sandboxes,
         containers,
-        images,
+        images: BTreeMap::new(),
         remembered: super::status::remembered(object),
         started_at: super::status::started_at(object),
         given_up: super::status::given_up(object),
@@ -309,7 +314,7 @@ async fn tell_of_pull(ctx: &Context, object: &Workload, fetch: &Fetch, state: &P
 }
 
 /// `name:tag` or `name@digest` with this digest.
-fn by_digest(reference: &str, digest: &str) -> String {
+pub(super) fn by_digest(reference: &str, digest: &str) -> String {
     let name = normalize(reference).unwrap_or_else(|_| reference.to_owned());
     let name = name.split('@').next().unwrap_or_default();
     // A colon before the last slash is a port.
@@ -336,7 +341,7 @@ fn doubt(ctx: &Arc<Context>, object: &Workload, fetch: &Fetch) -> Option<SeenIma
 
 /// An Image object of the same reference says where it comes from and with which credentials; so both share one
 /// transfer. One of the workload's own namespace goes first.
-async fn fetch(
+pub(super) async fn fetch(
     ctx: &Context,
     object: &Workload,
     fetch: &Fetch,

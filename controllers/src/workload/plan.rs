@@ -148,6 +148,21 @@ pub enum Why {
     Finished,
 }
 
+impl Why {
+    /// Of a container, after "which".
+    pub fn words(self) -> &'static str {
+        match self {
+            Why::NotWanted => "is no longer wanted",
+            Why::Changed => "is specified in another way now",
+            Why::Unhealthy => "failed its liveness or startup probe",
+            Why::SandboxChanged => "is of another revision",
+            Why::Superseded => "its successor has taken over from",
+            Why::GivenUp => "is part of a workload that has failed",
+            Why::Finished => "serves a workload that has ended",
+        }
+    }
+}
+
 /// A container does not run yet, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Hold {

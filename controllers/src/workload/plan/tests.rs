@@ -19,6 +19,7 @@ use crate::workload::model::{
 };
 
 mod ends;
+mod forecasts;
 mod histories;
 mod properties;
 mod running;

@@ -104,7 +104,9 @@ fn one_change_on_a_workload_with_sidecars() {
             |d, o| {
                 d.restart = RestartPolicy::Never;
                 o.remembered.insert("main".into(), Remembered { exit_code: Some(0), ..Remembered::default() });
-                ["main", "first", "second"].map(|name| end_of(o, name, 0));
+                for name in ["main", "first", "second"] {
+                    end_of(o, name, 0);
+                }
             },
             &[
                 "remove web-1-main-0",
