@@ -34,6 +34,7 @@ mod exits;
 pub mod fake;
 mod image;
 mod info;
+mod input;
 mod layers;
 mod limits;
 mod list;

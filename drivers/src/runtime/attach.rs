@@ -4,20 +4,17 @@
 //! container's pipes, no client can hold up a container, and nothing is missed while the log is not rotated away
 //! faster than it is read. For a container with a terminal the writer does not wait for the end of a line.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use containerd_client::services::v1::WaitRequest;
 use futures::FutureExt as _;
-use tokio::io::AsyncWrite;
-use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
 
 use super::containerd::Shared;
+use super::input::PipeInput;
 use super::session::{Input, Output, Session, Streams, TerminalSize};
 use super::{Error, LogTarget, TaskState, exec, list, record, stdin};
 use crate::containerd::is_not_found;
@@ -74,7 +71,7 @@ pub(super) async fn attach(shared: Arc<Shared>, id: &ContainerId, streams: Strea
         }));
     }
     Ok(Session {
-        stdin: input.map(|pipe| Box::new(Writer { pipe: Some(pipe) }) as Input),
+        stdin: input.map(|pipe| Box::new(PipeInput::lasting(pipe)) as Input),
         stdout,
         stderr,
         resize: spec.tty.then_some(resize),
@@ -111,28 +108,5 @@ async fn exit(shared: Arc<Shared>, id: ContainerId) -> Result<u32, String> {
             Err(_) => {}
         }
         tokio::time::sleep(RETRY).await;
-    }
-}
-
-/// The container's input, which has no end.
-struct Writer {
-    pipe: Option<pipe::Sender>,
-}
-
-impl AsyncWrite for Writer {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        match &mut self.pipe {
-            Some(pipe) => Pin::new(pipe).poll_write(cx, bytes),
-            None => Poll::Ready(Err(std::io::ErrorKind::BrokenPipe.into())),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        self.pipe = None;
-        Poll::Ready(Ok(()))
     }
 }

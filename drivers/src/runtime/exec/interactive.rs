@@ -12,12 +12,13 @@ use containerd_client::services::v1::{
     CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest, WaitRequest,
 };
 use futures::FutureExt as _;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::super::containerd::Shared;
+use super::super::input::PipeInput;
 use super::super::session::{Input, Output, Program, Session, TerminalSize};
 use super::super::{Error, create, record};
 use super::fifos::{Ends, Fifos};
@@ -32,8 +33,6 @@ const DIES_WITHIN: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(250);
 const RETRIES: u32 = 120;
 const FEW: u32 = 4;
-/// Ctrl-D, which a terminal takes for the end of input.
-const END_OF_INPUT: u8 = 4;
 
 /// See [`super::super::Runtime::open_exec`]. Not to be cancelled before it returns; what it returns may be dropped.
 pub(in super::super) async fn open(shared: Arc<Shared>, id: ContainerId, program: Program) -> Result<Session, Error> {
@@ -124,9 +123,9 @@ impl Exec {
         };
         let guard = abandoned.clone().drop_guard();
         let session = Session {
-            stdin: ends.stdin.map(|pipe| {
-                Box::new(Writer { pipe: Some(pipe), tty, open: Some(input_ended.clone().drop_guard()) }) as Input
-            }),
+            stdin: ends
+                .stdin
+                .map(|pipe| Box::new(PipeInput::ending(pipe, tty, input_ended.clone().drop_guard())) as Input),
             stdout: output(ends.stdout),
             stderr: output(ends.stderr),
             resize: tty.then_some(resize),
@@ -317,36 +316,5 @@ impl AsyncRead for Reader {
             self.reading = None;
         }
         result
-    }
-}
-
-/// The input. Its end is told to whoever closes the shim's own end.
-struct Writer {
-    pipe: Option<pipe::Sender>,
-    tty: bool,
-    open: Option<tokio_util::sync::DropGuard>,
-}
-
-impl AsyncWrite for Writer {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
-        match &mut self.pipe {
-            Some(pipe) => Pin::new(pipe).poll_write(cx, bytes),
-            None => Poll::Ready(Err(std::io::ErrorKind::BrokenPipe.into())),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        if self.tty
-            && let Some(pipe) = &mut self.pipe
-        {
-            std::task::ready!(Pin::new(pipe).poll_write(cx, &[END_OF_INPUT]))?;
-        }
-        self.pipe = None;
-        self.open = None;
-        Poll::Ready(Ok(()))
     }
 }
