@@ -42,7 +42,8 @@ vm: deps build images ## the same on cgroup v2, in a virtual machine: limits, me
 
 bench: deps build images ## measure against ctr, podman and docker on this machine; writes docs/benchmarks.md
 	cargo build --release -p nodelet -p nodelet-logger
-	cargo run --release -p nodelet-bench -- --output docs/benchmarks.md
+	cargo run --release -p nodelet-bench -- workloads --output docs/benchmarks.md
+	cargo run --release -p nodelet-bench -- workloads --containerd-2 --output docs/benchmarks.md
 
 bench-api: ## measure the API server, against kube-apiserver and etcd where $$KUBEBUILDER_ASSETS has them; writes docs/benchmarks.md
 	cargo build --release -p nodelet-bench

@@ -26,11 +26,12 @@ impl Hierarchies {
         root.is_dir().then(|| Group::new(&root, path))
     }
 
-    /// `path` in every hierarchy, each once (`cpu` and `cpuacct` are often links to `cpu,cpuacct`).
+    /// `path` in every hierarchy, each once (`cpu` and `cpuacct` are often links to `cpu,cpuacct`). A directory without
+    /// the files of a hierarchy is none: where one is not mounted, an OCI runtime may leave files of its own.
     pub(super) fn groups(&self, path: &CgroupPath) -> Vec<Group> {
         let entries = std::fs::read_dir(&self.root).into_iter().flatten().flatten();
         let roots: BTreeSet<PathBuf> = entries.filter_map(|entry| entry.path().canonicalize().ok()).collect();
-        roots.iter().filter(|root| root.is_dir()).map(|root| Group::new(root, path)).collect()
+        roots.iter().filter(|root| root.join("cgroup.procs").exists()).map(|root| Group::new(root, path)).collect()
     }
 
     pub(super) fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {

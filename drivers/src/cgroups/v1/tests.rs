@@ -7,6 +7,10 @@ fn with_files(files: &[(&str, &str)]) -> (tempfile::TempDir, Hierarchies, Cgroup
         let path = root.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
+        let controller = name.split('/').next().unwrap();
+        if controller != "unified" {
+            std::fs::write(root.path().join(controller).join("cgroup.procs"), "").unwrap();
+        }
     }
     let hierarchies = Hierarchies { root: root.path().to_owned(), sysfs: "/nonexistent".into() };
     (root, hierarchies, CgroupPath::new("/n/a").unwrap())
@@ -119,4 +123,12 @@ fn weights_become_shares_and_lists_become_numbers() {
     assert_eq!((shares(1), shares(100), shares(10_000), shares(0)), (2, 2597, 262_144, 2));
     assert_eq!(cpu_list("0-2,4\n"), BTreeSet::from([0, 1, 2, 4]));
     assert_eq!(cpu_list("\n"), BTreeSet::new());
+}
+
+#[test]
+fn a_directory_without_the_files_of_a_hierarchy_is_none() {
+    // crun writes such a file where version 2 is known to the kernel and not mounted.
+    let (root, hierarchies, path) = with_files(&[("cpu/n/a/cpu.shares", ""), ("unified/n/a/cgroup.procs", "")]);
+    let groups = hierarchies.groups(&path);
+    assert_eq!(groups.iter().map(|group| group.dir.clone()).collect::<Vec<_>>(), [root.path().join("cpu/n/a")]);
 }
