@@ -235,12 +235,17 @@ impl Applier<'_> {
     async fn ensure_sandbox(&self) -> Result<(), Error> {
         let wish = &self.desired.sandbox;
         self.ctx.sandboxes.remember(self.object.metadata.uid.as_deref().unwrap_or_default(), &wish.spec.id);
+        // Its record first: by it everything else is found again, also when another revision is wanted by then.
+        self.ctx.drivers.sandboxes.ensure(&wish.spec).await.map_err(Error::Sandbox)?;
+        self.ensure_cgroup().await
+    }
+
+    async fn ensure_cgroup(&self) -> Result<(), Error> {
         let (cgroups, path) = (self.ctx.drivers.cgroups.clone(), self.desired.cgroup.clone());
         crate::blocking(move || cgroups.ensure(&path, &nodelet_drivers::cgroups::Limits::default()))
             .await
             .map_err(Error::Cgroup)?;
         passed("making the cgroup of a workload");
-        self.ctx.drivers.sandboxes.ensure(&wish.spec).await.map_err(Error::Sandbox)?;
         Ok(())
     }
 
@@ -390,6 +395,8 @@ impl Applier<'_> {
         let (wish, desired) = (start.wish, self.desired);
         let template = &wish.template;
         let sandbox = self.sandbox().await?;
+        // The sandbox may have been completed by an agent that died before it came to this.
+        self.ensure_cgroup().await?;
         let id = names::container_id(&sandbox.spec.id, &wish.name, start.attempt)?;
         let directory = crate::workload::log_directory(&self.ctx.settings.data_dir, self.object);
         let mut mounts = self.sandbox_mounts(&sandbox).await?;

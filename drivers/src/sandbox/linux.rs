@@ -25,6 +25,9 @@ use crate::mounts;
 /// `TMPFS_MAGIC`.
 const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 
+/// A record that is not complete yet.
+const DRAFT: &str = "sandbox.json.new";
+
 /// The sandboxes of this node, below one run directory.
 #[derive(Debug, Clone)]
 pub struct LinuxSandboxes {
@@ -40,7 +43,23 @@ impl LinuxSandboxes {
         let run_dir = run_dir.canonicalize()?;
         propagation::prepare(&run_dir)?;
         DirBuilder::new().recursive(true).mode(0o700).create(run_dir.join("sandboxes"))?;
-        Ok(Self { run_dir })
+        let this = Self { run_dir };
+        this.remove_unrecorded();
+        Ok(this)
+    }
+
+    /// Directories whose making or removal was cut short, so that they hold no record and nothing acquired: no list
+    /// names them, and their id may never be asked for again.
+    fn remove_unrecorded(&self) {
+        for id in ids_below(&self.run_dir.join("sandboxes")) {
+            let dir = self.dir(&id);
+            let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+            if entries.flatten().all(|entry| entry.file_name() == DRAFT) {
+                tracing::info!(sandbox = %id, "freed: the directory of a sandbox that was never recorded");
+                let _ = std::fs::remove_file(dir.join(DRAFT));
+                let _ = std::fs::remove_dir(&dir);
+            }
+        }
     }
 
     /// Mounts, namespaces and files are quick, but they block.
@@ -143,7 +162,7 @@ impl LinuxSandboxes {
         let dir = self.dir(&spec.id);
         let write = || {
             make_dir(&dir)?;
-            let draft = dir.join("sandbox.json.new");
+            let draft = dir.join(DRAFT);
             std::fs::write(&draft, serde_json::to_vec_pretty(spec)?)?;
             passed("drafting the record of a sandbox");
             std::fs::rename(&draft, dir.join("sandbox.json"))?;

@@ -35,6 +35,21 @@ fn keeps_the_contract() {
 }
 
 #[test]
+fn what_was_never_recorded_is_gone_after_the_next_start() {
+    run(async |sandboxes| {
+        let made = sandboxes.ensure(&spec("made")).await.unwrap();
+        let (drafted, emptied) =
+            (sandboxes.run_dir.join("sandboxes/drafted"), sandboxes.run_dir.join("sandboxes/emptied"));
+        std::fs::create_dir(&drafted).unwrap();
+        std::fs::write(drafted.join(DRAFT), "{").unwrap();
+        std::fs::create_dir(&emptied).unwrap();
+        let next = LinuxSandboxes::new(&sandboxes.run_dir).unwrap();
+        assert!(!drafted.exists() && !emptied.exists());
+        assert_eq!(next.get(&made.spec.id).await.unwrap().unwrap(), made);
+    });
+}
+
+#[test]
 fn namespaces_are_new_and_set_up() {
     run(async |sandboxes| {
         let mut spec = spec("s1");
