@@ -11,11 +11,13 @@ use containerd_client::services::v1::{
 use containerd_client::types::v1::Status as TaskStatus;
 
 use super::containerd::Shared;
-use super::record::{self, SPEC_TYPE, json_any};
+use super::record::{self, Journal, SPEC_TYPE, json_any};
 use super::{Error, list, signal, stdin};
+use crate::cgroups::Cgroups as _;
+use crate::cgroups::linux::LinuxCgroups;
 use crate::containerd::{absent_ok, is_already_exists, is_not_found};
 use crate::failpoint::passed;
-use crate::ids::ContainerId;
+use crate::ids::{CgroupPath, ContainerId};
 
 /// How long a killed process may take to disappear; longer only in uninterruptible sleep.
 const DIES_WITHIN: Duration = Duration::from_secs(10);
@@ -24,7 +26,8 @@ const TRIES: u32 = 20;
 
 /// See [`super::Runtime::remove`].
 pub(super) async fn remove(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
-    if record::get(shared, id).await?.is_none() {
+    let record = record::get(shared, id).await?;
+    if record.is_none() {
         if !list::tasks(shared).await?.contains_key(id.as_str()) {
             remove_snapshot(shared, id).await?;
             forget(shared, id);
@@ -35,6 +38,10 @@ pub(super) async fn remove(shared: &Shared, id: &ContainerId) -> Result<(), Erro
     }
     remove_task(shared, id).await?;
     passed("removing a task");
+    if let Some(journal) = record.as_ref().and_then(Journal::of) {
+        remove_cgroup(shared, id, journal.spec.cgroup).await?;
+        passed("removing the cgroup of a container");
+    }
     remove_snapshot(shared, id).await?;
     passed("removing a root file system");
     let containerd = &shared.containerd;
@@ -113,6 +120,22 @@ async fn remove_task(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
             }
         }
     }
+}
+
+/// Removes what the OCI runtime leaves when it is killed in the middle of a creation, as happens with containerd: a
+/// process that waits for it for ever, and the cgroup that the process is in. Nobody else knows of them.
+async fn remove_cgroup(shared: &Shared, id: &ContainerId, cgroup: CgroupPath) -> Result<(), Error> {
+    let (root, version) = (shared.node.cgroup_root.clone(), shared.node.cgroup_version);
+    let parent = cgroup.as_str().rsplit_once('/').and_then(|(parent, _)| CgroupPath::new(parent).ok());
+    // One at the top is not ours alone.
+    let Some(parent) = parent else { return Ok(()) };
+    let removed =
+        tokio::task::spawn_blocking(move || LinuxCgroups::with_version(root, parent, version).remove(&cgroup));
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Failed {
+        doing: format!("removing the cgroup of container {id}"),
+        source,
+    };
+    removed.await.map_err(|e| failed(Box::new(e)))?.map_err(|e| failed(Box::new(e)))
 }
 
 /// Removes the writable layer of a container.
