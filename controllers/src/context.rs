@@ -312,7 +312,9 @@ where
     let patch = serde_json::json!({
         "metadata": { "finalizers": after, "resourceVersion": object.resource_version() }
     });
-    match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await {
+    let result = api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await;
+    nodelet_drivers::failpoint::passed("changing the finalizers of an object");
+    match result {
         Ok(_) => Ok(()),
         Err(error) if is_gone(&error) => Ok(()),
         Err(error) => Err(error),

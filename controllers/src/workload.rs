@@ -159,6 +159,7 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
     if desired.intent == Intent::Delete && observe::is_clear(&after) {
         let logs = log_directory(&ctx.settings.data_dir, object);
         crate::blocking(move || nodelet_drivers::logs::remove(&logs)).await.map_err(Error::Logs)?;
+        nodelet_drivers::failpoint::passed("removing the logs of a workload");
         ctx.histories.remove(uid).await.map_err(Error::Revisions)?;
         set_finalizer(&ctx.client, object, labels::FINALIZER, false).await?;
         return Ok(Outcome::Settled);
@@ -172,7 +173,13 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
         return expire(ctx, object).await;
     }
     let life = life.map(|life| life + std::time::Duration::from_millis(5));
-    let again_in = plan.again_in.into_iter().chain(update.again_in).chain(life).min();
+    // No event tells of a start of our own: what became healthy by it is judged by a pass that finds it so.
+    let judge = desired.intent == Intent::Run
+        && observed.healthy_for.is_none()
+        && !is_batch(&desired)
+        && update::is_healthy(&desired, &after);
+    let judge = judge.then_some(std::time::Duration::ZERO);
+    let again_in = plan.again_in.into_iter().chain(update.again_in).chain(life).chain(judge).min();
     Ok(match again_in {
         Some(after) => Outcome::Again(after),
         None if desired.intent != Intent::Run && !observe::is_clear(&after) => {

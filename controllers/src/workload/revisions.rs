@@ -19,6 +19,7 @@ use nodelet_crds::common::Time;
 use nodelet_crds::labels;
 use nodelet_crds::workload::status::RevisionStatus;
 use nodelet_crds::workload::{Workload, WorkloadSpec};
+use nodelet_drivers::failpoint::passed;
 use nodelet_drivers::ids::SandboxId;
 use serde::{Deserialize, Serialize};
 
@@ -295,6 +296,7 @@ impl Histories {
         let history = Arc::new(history);
         let (file, bytes) = (self.file(uid), serde_json::to_vec(&*history)?);
         crate::blocking(move || replace(&file, &bytes)).await?;
+        passed("recording revisions");
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), history.clone());
         Ok(history)
     }
@@ -304,7 +306,9 @@ impl Histories {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.under_way().remove(uid);
         let file = self.file(uid);
-        match crate::blocking(move || std::fs::remove_file(file)).await {
+        let removed = crate::blocking(move || std::fs::remove_file(file)).await;
+        passed("removing the record of revisions");
+        match removed {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }

@@ -12,6 +12,7 @@ use nodelet_crds::workload::status::{
     ContainerState, ContainerStatus, StateTerminated, WorkloadAddress, WorkloadPhase, WorkloadStatus,
 };
 use nodelet_crds::workload::{RestartPolicy, Workload};
+use nodelet_drivers::failpoint::passed;
 use nodelet_drivers::ids::ContainerId;
 use nodelet_drivers::runtime::{Exit, TaskState};
 
@@ -55,6 +56,7 @@ pub async fn publish(ctx: &Context, object: &Workload, report: Report<'_>) {
     if let Err(error) = ctx.write_status(object, object.status.as_ref(), &status).await {
         tracing::warn!(workload = %object_key(object), "writing the status: {}", chain(&error));
     }
+    passed("writing a status");
 }
 
 /// When the workload was first started, as it is declared now.

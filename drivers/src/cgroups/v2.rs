@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::{Group, Limit};
 use super::{Error, IoLimit, Limits, Stat, device, remove};
+use crate::failpoint::passed;
 use crate::ids::CgroupPath;
 
 /// Controllers that limits need, in the order they are enabled.
@@ -25,7 +26,9 @@ impl Hierarchy {
     pub(super) fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
         let group = self.group(path);
         std::fs::create_dir_all(&group.dir).map_err(group.error("making it".to_owned()))?;
+        passed("making a cgroup");
         self.enable_controllers(&group.dir);
+        passed("enabling the controllers of a cgroup");
         self.set_limits(&group, limits)
     }
 
