@@ -104,18 +104,9 @@ impl Node {
 
     /// Starts the agent and waits until it is ready.
     pub fn start_agent(&mut self) -> Result<()> {
-        ensure!(self.agent.is_none(), "the agent runs already");
+        self.spawn_agent()?;
+        let mut agent = self.agent.take().context("the agent does not run")?;
         let log = self.log("nodelet");
-        // Where a test counts down to a kill; nothing is read there unless the agent has its failpoints.
-        let words: [&OsStr; 6] = [
-            "env".as_ref(),
-            "NODELET_FAILPOINTS=/run/failpoints".as_ref(),
-            self.nodelet.as_os_str(),
-            "run".as_ref(),
-            "--config".as_ref(),
-            "/run/config.yaml".as_ref(),
-        ];
-        let mut agent = self.namespaces.spawn(&words, &log)?;
         until(PATIENCE, "the agent to be ready", || {
             if !agent.alive() {
                 bail!("the agent ended at its start:\n{}", tail(&log));
@@ -125,6 +116,22 @@ impl Node {
         })
         .with_context(|| format!("log of the agent:\n{}", tail(&log)))?;
         self.agent = Some(agent);
+        Ok(())
+    }
+
+    /// Starts the agent and does not wait for anything.
+    pub fn spawn_agent(&mut self) -> Result<()> {
+        ensure!(self.agent.is_none(), "the agent runs already");
+        // Where a test counts down to a kill; nothing is read there unless the agent has its failpoints.
+        let words: [&OsStr; 6] = [
+            "env".as_ref(),
+            "NODELET_FAILPOINTS=/run/failpoints".as_ref(),
+            self.nodelet.as_os_str(),
+            "run".as_ref(),
+            "--config".as_ref(),
+            "/run/config.yaml".as_ref(),
+        ];
+        self.agent = Some(self.namespaces.spawn(&words, &self.log("nodelet"))?);
         Ok(())
     }
 

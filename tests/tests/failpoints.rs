@@ -1,13 +1,16 @@
 //! `kill -9` of the agent between any two of its effects: whatever was half done, the next start comes to the same end,
 //! nothing is left over, and the containers of others run on.
 //!
-//! Round N kills each operation after its N-th effect. An ordinary run takes every seventh N, as far as its time goes; with
-//! `NODELET_ALL_FAILPOINTS` set none is left out. See `nodelet_drivers::failpoint`.
+//! An operation is asked for once, for several workloads at a time. The agent dies after its first effect, the next one
+//! after its second, then after the fourth, the fifth, the seventh and so on, until one lives long enough to bring it to
+//! its end: the kills pass through the operation and through its recoveries. Then everything on the node is counted. This
+//! is repeated until there were enough kills. With `NODELET_ALL_FAILPOINTS` set every N also has a run of its own, in which
+//! nothing is killed but the first agent, after its N-th effect. See `nodelet_drivers::failpoint`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use nodelet_tests::node::{Node, PATIENCE, api};
@@ -15,25 +18,50 @@ use nodelet_tests::wait::until;
 
 nodelet_tests::on_each_containerd!(kills_between_effects_leave_nothing);
 
-/// Kills of a run that leaves none out; with both containerds three hundred.
-const AT_LEAST: u32 = 150;
-/// What an ordinary run may take. How many kills that is depends on the machine; it says how many.
-const TIME: Duration = Duration::from_secs(90);
-/// An ordinary run takes one residue, a full one all, one after the other.
-const STRIDE: usize = 7;
+/// Kills of a run; with both containerds more than three hundred.
+const AT_LEAST: u32 = 155;
 
-fn victim(version: u32, stopped: bool) -> String {
-    format!(
-        "apiVersion: nodelet.dev/v1alpha1\nkind: Workload\nmetadata: {{name: victim}}\nspec:\n  \
-         stopped: {stopped}\n  terminationGracePeriodSeconds: 0\n  containers:\n  - name: main\n    \
-         image: localhost:5000/shop/busybox:1\n    command: [sleep, '2147483647']\n    \
-         env: [{{name: VERSION, value: '{version}'}}]\n    ports: [{{containerPort: 80, hostPort: 8071}}]\n    \
-         volumeMounts: [{{name: memory, mountPath: /memory}}, {{name: disk, mountPath: /disk}}]\n  \
-         volumes: [{{name: memory, emptyDir: {{medium: Memory}}}}, {{name: disk, emptyDir: {{}}}}]\n"
-    )
+const NAMES: [&str; 3] = ["victim", "pair", "beside"];
+
+/// Three workloads that between them use most of what there is.
+fn victims(version: u32, stopped: bool) -> String {
+    let head = |name: &str| {
+        format!(
+            "---\napiVersion: nodelet.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}}}\nspec:\n  \
+             stopped: {stopped}\n  terminationGracePeriodSeconds: 0\n"
+        )
+    };
+    let container = |name: &str, more: &str| {
+        format!(
+            "  - name: {name}\n    image: localhost:5000/shop/busybox:1\n    command: [sleep, '2147483647']\n    \
+             env: [{{name: VERSION, value: '{version}'}}]\n{more}"
+        )
+    };
+    let configuration =
+        format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: pair}}\ndata: {{key: '{version}'}}\n");
+    let victim = head("victim")
+        + "  volumes: [{name: memory, emptyDir: {medium: Memory}}, {name: disk, emptyDir: {}}]\n  containers:\n"
+        + &container(
+            "main",
+            "    ports: [{containerPort: 80, hostPort: 8071}]\n    \
+             volumeMounts: [{name: memory, mountPath: /memory}, {name: disk, mountPath: /disk}]\n",
+        );
+    let pair = head("pair")
+        + "  networks: [{name: default}, {name: back}]\n  volumes: [{name: conf, configMap: {name: pair}}]\n  containers:\n"
+        + &container("one", "    volumeMounts: [{name: conf, mountPath: /conf}]\n")
+        + &container("two", "");
+    let beside = head("beside")
+        + "  update: {strategy: StartFirst, healthySeconds: 0, rollbackOnFailure: false}\n  containers:\n"
+        + &container("main", "    ports: [{containerPort: 80, hostPort: 8072}]\n");
+    configuration + &victim + &pair + &beside
 }
 
 const BYSTANDER: &str = "
+apiVersion: nodelet.dev/v1alpha1
+kind: Network
+metadata: {name: back}
+spec: {subnets: [{cidr: 10.77.0.0/24}]}
+---
 apiVersion: nodelet.dev/v1alpha1
 kind: Workload
 metadata: {name: bystander}
@@ -43,7 +71,7 @@ spec:
     - {name: main, image: 'localhost:5000/test/counter:1', ports: [{containerPort: 80, hostPort: 8070}]}
 ";
 
-/// What is done to the victim, and when it is done.
+/// What is done to the victims, and when it is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Operation {
     Create,
@@ -59,27 +87,28 @@ const OPERATIONS: [Operation; 5] =
 impl Operation {
     fn ask(self, node: &Node) -> Result<String> {
         match self {
-            Operation::Create => node.apply(&victim(1, false)),
-            Operation::Update | Operation::Start => node.apply(&victim(2, false)),
-            Operation::Stop => node.apply(&victim(2, true)),
-            Operation::Delete => match node.nodelet(&["delete", "workload", "victim"]) {
-                // Asked again after a kill, it may be gone by itself.
-                Err(error) if error.to_string().contains("not found") => Ok(String::new()),
-                other => other,
-            },
+            Operation::Create => node.apply(&victims(1, false)),
+            Operation::Update | Operation::Start => node.apply(&victims(2, false)),
+            Operation::Stop => node.apply(&victims(2, true)),
+            Operation::Delete => {
+                let names = NAMES.map(|name| format!("workload/{name}"));
+                let words = ["delete", "--no-wait", "--ignore-not-found"].into_iter();
+                node.nodelet(&words.chain(names.iter().map(String::as_str)).collect::<Vec<_>>())
+            }
         }
     }
 
-    fn is_done(self, node: &Node, clean: &BTreeSet<String>) -> Result<bool> {
-        let object = node.object("workloads", "victim");
-        Ok(match (self, object) {
-            // The agent may be dead.
+    /// What the API says; the agent may be dead.
+    fn is_done(self, node: &Node) -> bool {
+        NAMES.into_iter().all(|name| match (self, node.object("workloads", name)) {
             (_, Err(_)) => false,
-            (Operation::Create | Operation::Update | Operation::Start, Ok(object)) => {
-                object.is_some_and(|workload| api::ready(&workload))
-            }
-            (Operation::Stop, Ok(_)) => node.inventory()? == *clean,
             (Operation::Delete, Ok(object)) => object.is_none(),
+            (_, Ok(None)) => false,
+            (Operation::Stop, Ok(Some(object))) => {
+                object["status"]["phase"] == "Stopped"
+                    && object["status"]["observedGeneration"] == object["metadata"]["generation"]
+            }
+            (_, Ok(Some(object))) => api::ready(&object),
         })
     }
 }
@@ -88,26 +117,48 @@ fn counter(node: &Node) -> PathBuf {
     node.namespaces.path("/run/failpoints")
 }
 
-/// Does it with a kill after the given number of effects. Answers whether there were as many.
-fn killed_after(node: &mut Node, operation: Operation, effects: usize, clean: &BTreeSet<String>) -> Result<bool> {
-    fs::write(counter(node), effects.to_string())?;
-    let _the_agent_may_die_before_it_answers = operation.ask(node);
-    let mut agent = node.agent.take().context("the agent does not run")?;
-    until(PATIENCE, "the kill or the end of the operation", || {
-        Ok((!agent.alive() || operation.is_done(node, clean)?).then_some(()))
-    })
-    .with_context(|| node.explain())?;
-    // Whoever removes the file has the say: the agent before it dies, or this test.
-    if fs::remove_file(counter(node)).is_ok() {
+/// Does it with one agent after the other, of which each dies after one effect more than the one before, or with one
+/// that dies after so many and one that lives. Answers how many were killed.
+fn killed_after(node: &mut Node, operation: Operation, first: u32, again: bool) -> Result<u32> {
+    let mut kills = 0;
+    fs::write(counter(node), first.to_string())?;
+    let mut asked = operation.ask(node).is_ok();
+    let ended = until(PATIENCE * 3, "the end of the operation", || {
+        let mut agent = node.agent.take().context("the agent does not run")?;
+        if !agent.alive() {
+            agent.wait(PATIENCE)?;
+            kills += 1;
+            if again {
+                fs::write(counter(node), (first + kills * 3 / 2).to_string())?;
+            }
+            node.spawn_agent()?;
+            return Ok(None);
+        }
         node.agent = Some(agent);
-        return Ok(false);
+        asked = asked || operation.ask(node).is_ok();
+        Ok((asked && operation.is_done(node)).then_some(()))
+    });
+    // Whoever removes the file has the say: the agent before it dies, or this test.
+    let _died = fs::remove_file(counter(node));
+    ended.with_context(|| node.explain())?;
+    Ok(kills)
+}
+
+/// The end of an operation, with an agent that nobody kills.
+fn settle(node: &mut Node, operation: Operation, clean: &BTreeSet<String>) -> Result<()> {
+    let dead = !node.agent.as_mut().is_some_and(nodelet_tests::namespaces::Daemon::alive);
+    if dead {
+        if let Some(mut agent) = node.agent.take() {
+            agent.wait(PATIENCE)?;
+        }
+        node.start_agent()?;
     }
-    agent.wait(PATIENCE)?;
-    node.start_agent()?;
-    operation.ask(node)?;
-    until(PATIENCE, "the end of the operation after a kill", || Ok(operation.is_done(node, clean)?.then_some(())))
-        .with_context(|| node.explain())?;
-    Ok(true)
+    let done = until(PATIENCE, "the end of the operation", || Ok(operation.is_done(node).then_some(())));
+    done.with_context(|| node.explain())?;
+    if matches!(operation, Operation::Stop | Operation::Delete) {
+        node.until_clean(clean)?;
+    }
+    Ok(())
 }
 
 #[allow(clippy::print_stderr)] // shown by the test runner
@@ -115,42 +166,54 @@ fn kills_between_effects_leave_nothing(node: &mut Node) -> Result<()> {
     node.apply(BYSTANDER)?;
     node.until_ready("bystander")?;
     let pid = node.pid("bystander")?;
-    // The image of the victim is there from now on, and the network.
-    node.apply(&victim(0, false))?;
-    node.until_ready("victim")?;
-    node.nodelet(&["delete", "workload", "victim"])?;
-    node.until_gone("workloads", "victim")?;
+    let began = began(node, pid)?;
+    // The image of the victims is there from now on, and the networks.
+    node.apply(&victims(0, false))?;
+    for name in NAMES {
+        node.until_ready(name)?;
+    }
+    node.nodelet(&["delete", "workload/victim", "workload/pair", "workload/beside"])?;
     let clean = node.inventory()?;
 
     let mut kills = BTreeMap::<Operation, u32>::new();
-    let (start, all) = (Instant::now(), std::env::var_os("NODELET_ALL_FAILPOINTS").is_some());
-    'rounds: for first in 1..=if all { STRIDE } else { 1 } {
-        for effects in (first..).step_by(STRIDE) {
-            let mut any = false;
+    let start = Instant::now();
+    let mut run = |node: &mut Node, operation: Operation, first: u32, again: bool| -> Result<u32> {
+        let context = || format!("{operation:?}, killed after effect {first}{}", if again { " and on" } else { "" });
+        let times = killed_after(node, operation, first, again).with_context(context)?;
+        settle(node, operation, &clean).with_context(context)?;
+        ensure!(self::began(node, pid)? == began, "{}: another's container was replaced", context());
+        *kills.entry(operation).or_default() += times;
+        Ok(times)
+    };
+    let (mut sum, mut rounds) = (0, 0);
+    while sum < AT_LEAST {
+        rounds += 1;
+        for operation in OPERATIONS {
+            sum += run(node, operation, 1, true)?;
+        }
+        ensure!(sum > 0, "the agent was built without its failpoints; `make build` builds it with them");
+    }
+    if std::env::var_os("NODELET_ALL_FAILPOINTS").is_some() {
+        for effects in 1.. {
+            let mut any = 0;
             for operation in OPERATIONS {
-                let context = || format!("{operation:?}, killed after effect {effects}");
-                if killed_after(node, operation, effects, &clean).with_context(context)? {
-                    *kills.entry(operation).or_default() += 1;
-                    any = true;
-                }
-                ensure!(node.pid("bystander")? == pid, "{}: another's container was replaced", context());
-                if matches!(operation, Operation::Stop | Operation::Delete) {
-                    node.until_clean(&clean).with_context(context)?;
-                }
+                any += run(node, operation, effects, false)?;
             }
-            ensure!(any || effects > 1, "the agent was built without its failpoints; `make build` builds it with them");
-            if !all && start.elapsed() > TIME {
-                break 'rounds;
-            }
-            if !any {
+            if any == 0 {
                 break;
             }
         }
     }
     let sum: u32 = kills.values().sum();
-    eprintln!("{sum} kills in {:?}, nothing left over: {kills:?}", start.elapsed());
-    ensure!(!all || sum >= AT_LEAST, "only {sum} kills: {kills:?}");
+    eprintln!("{sum} kills in {rounds} rounds and {:?}, nothing left over: {kills:?}", start.elapsed());
     let bystander = node.object("workloads", "bystander")?.context("the bystander")?;
     ensure!(api::restarts(&bystander) == 0, "{bystander:#}");
     Ok(())
+}
+
+/// When a process began: its PID may have been given to another.
+fn began(node: &Node, pid: u32) -> Result<String> {
+    let stat = fs::read_to_string(node.namespaces.path(format!("/proc/{pid}/stat"))).context("the process is gone")?;
+    let began = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19));
+    began.map(str::to_owned).context("a process without a start")
 }
