@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::namespaces::Namespaces;
+
 /// What goes wrong with an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -87,9 +89,33 @@ struct State {
     counts: Counts,
     /// Tokens are wanted, and this is the number of the one that is good.
     token: Option<u64>,
+    /// When so many bytes of blobs have been sent, everything is cut.
+    cut_at: Option<u64>,
+    /// How often everything was cut.
+    cuts: u64,
     /// A cut makes the token bad.
     expire_on_cut: bool,
     tokens_given: usize,
+}
+
+impl State {
+    /// Makes the token bad, if a cut is to do that.
+    fn expire(&mut self) {
+        if self.expire_on_cut {
+            self.token = self.token.map(|number| number + 1);
+        }
+    }
+
+    /// Counts bytes of a blob, and answers how often everything was cut.
+    fn sent(&mut self, digest: &str, bytes: u64) -> u64 {
+        *self.counts.blobs.entry(digest.to_owned()).or_default() += bytes;
+        if self.cut_at.is_some_and(|at| self.counts.bytes() >= at) {
+            self.cut_at = None;
+            self.cuts += 1;
+            self.expire();
+        }
+        self.cuts
+    }
 }
 
 /// The proxy, for as long as the value lives.
@@ -97,6 +123,7 @@ struct State {
 pub struct FaultProxy {
     /// The port on 127.0.0.1.
     pub port: u16,
+    listener: TcpListener,
     state: Arc<Mutex<State>>,
     ended: Arc<End>,
 }
@@ -106,7 +133,7 @@ impl FaultProxy {
     pub fn start(target: u16) -> Result<FaultProxy> {
         let listener = TcpListener::bind("127.0.0.1:0").context("listening on loopback")?;
         let port = listener.local_addr()?.port();
-        let proxy = FaultProxy { port, state: Arc::default(), ended: Arc::default() };
+        let proxy = FaultProxy { port, listener: listener.try_clone()?, state: Arc::default(), ended: Arc::default() };
         let (state, ended) = (proxy.state.clone(), proxy.ended.clone());
         std::thread::spawn(move || {
             for client in listener.incoming() {
@@ -123,6 +150,12 @@ impl FaultProxy {
         Ok(proxy)
     }
 
+    /// The same on the loopback of a node, in front of the registry there. A thread keeps the network namespace that it
+    /// was started in, and so do the sockets that it makes.
+    pub fn start_in(node: &Namespaces, target: u16) -> Result<FaultProxy> {
+        node.in_network(|| FaultProxy::start(target))
+    }
+
     /// The reference of `name` through this proxy.
     pub fn name(&self, name: &str) -> String {
         format!("127.0.0.1:{}/{name}", self.port)
@@ -136,6 +169,16 @@ impl FaultProxy {
     /// Forgets all rules.
     pub fn heal(&self) {
         self.state().rules.clear();
+    }
+
+    /// Cuts all connections that carry blobs, once, when so many bytes of blobs have come since [`Self::take`].
+    pub fn cut_at(&self, bytes: u64) {
+        self.state().cut_at = Some(bytes);
+    }
+
+    /// How often [`Self::cut_at`] has cut.
+    pub fn cuts(&self) -> u64 {
+        self.state().cuts
     }
 
     /// From now on a bearer token is wanted, which `/token` gives to everybody.
@@ -168,8 +211,8 @@ impl FaultProxy {
 impl Drop for FaultProxy {
     fn drop(&mut self) {
         self.ended.over();
-        // Wakes the listener, which then sees that it is over.
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        // Wakes the listener, which then sees that it is over; a connection would have to come from its namespace.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
     }
 }
 
@@ -302,7 +345,12 @@ impl Exchange {
             Some(Fault::Truncated(less)) => length.saturating_sub(*less),
             _ => length,
         };
+        if let Some(Fault::Slow(_)) = fault {
+            // What is slow is counted when it arrives, and not when it waits in a buffer here.
+            rustix::net::sockopt::set_socket_send_buffer_size(&self.client, 16 << 10)?;
+        }
         let begin = Instant::now();
+        let cuts = lock(&self.state).cuts;
         let mut sent = 0;
         let mut buffer = vec![0; 16 << 10];
         while sent < end {
@@ -318,8 +366,10 @@ impl Exchange {
             }
             self.client.write_all(&buffer[..read])?;
             sent += read as u64;
-            if let Some(digest) = &digest {
-                *lock(&self.state).counts.blobs.entry(digest.clone()).or_default() += read as u64;
+            if let Some(digest) = &digest
+                && lock(&self.state).sent(digest, read as u64) != cuts
+            {
+                return Ok(self.client.shutdown(Shutdown::Both)?);
             }
             if let Some(Fault::Slow(rate)) = fault {
                 let due = Duration::from_millis(sent.saturating_mul(1000) / rate.max(1));
@@ -328,11 +378,7 @@ impl Exchange {
         }
         match fault {
             Some(Fault::CutAfter(_)) => {
-                let mut state = lock(&self.state);
-                if state.expire_on_cut {
-                    state.token = state.token.map(|number| number + 1);
-                }
-                drop(state);
+                lock(&self.state).expire();
                 self.client.shutdown(Shutdown::Both)?;
             }
             Some(Fault::StallAfter(_)) => self.wait(Duration::from_secs(3600)),

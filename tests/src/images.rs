@@ -133,6 +133,19 @@ impl LayerBuilder {
         Ok(())
     }
 
+    /// Adds an entry just as it is said, whether anything good may come of it or not.
+    pub fn raw(&mut self, name: &str, kind: tar::EntryType, link: &str, device: (u32, u32)) -> Result<()> {
+        let mut header = header(kind, 0o666, 0, 0);
+        let fields = header.as_old_mut();
+        // The library refuses such names.
+        fields.name[..name.len()].copy_from_slice(name.as_bytes());
+        fields.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_device_major(device.0)?;
+        header.set_device_minor(device.1)?;
+        header.set_cksum();
+        self.tar.append(&header, std::io::empty()).with_context(|| format!("adding {name}"))
+    }
+
     /// Adds a file of this machine under its own path, with its mode; symbolic links are followed.
     pub fn copy(&mut self, path: &Path) -> Result<()> {
         self.copy_as(path, path)

@@ -6,11 +6,13 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::thread::LinkNameSpaceType;
 
 use crate::wait::until;
 
@@ -93,6 +95,19 @@ impl Namespaces {
     /// Sends a signal to a process by the PID that it has inside.
     pub fn signal(&self, pid: u32, signal: &str) -> Result<()> {
         self.run(["kill", "-s", signal, &pid.to_string()]).map(drop)
+    }
+
+    /// Does something on a thread that has the network of the node. Threads that it starts have it too.
+    pub fn in_network<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let network = File::open(format!("/proc/{}/ns/net", self.first))?;
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(move || {
+                rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+                    .context("entering the network namespace")?;
+                work()
+            });
+            inside.join().map_err(|_| anyhow::anyhow!("the thread in the node's network panicked"))?
+        })
     }
 
     /// A path as this process reaches it: mounts made inside are seen.

@@ -43,7 +43,8 @@ pub struct Node {
     /// The images that the registry serves.
     pub images: catalog::Built,
     cgroups: inventory::Cgroups,
-    programs: PathBuf,
+    /// The directory of containerd's programs.
+    pub programs: PathBuf,
     /// The agent's program.
     pub nodelet: PathBuf,
 }

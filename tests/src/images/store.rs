@@ -15,7 +15,7 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// so a registry may be serving it).
 pub fn registry(storage: &Path, repository: &str, tag: &str, image: &Image) -> Result<()> {
     let root = storage.join("docker/registry/v2");
-    let repository = root.join("repositories").join(repository);
+    let layers = root.join("repositories").join(repository).join("_layers/sha256");
     let link = |directory: &Path, digest: &str| write(&directory.join("link"), digest.as_bytes());
     let put = |bytes: &[u8]| -> Result<String> {
         let digest = digest(bytes);
@@ -26,14 +26,22 @@ pub fn registry(storage: &Path, repository: &str, tag: &str, image: &Image) -> R
     let blobs = image.layers.iter().map(|layer| layer.gzip.clone()).chain([image.config_blob()]);
     for blob in blobs {
         let digest = put(&blob)?;
-        link(&repository.join("_layers/sha256").join(digest.trim_start_matches("sha256:")), &digest)?;
+        link(&layers.join(digest.trim_start_matches("sha256:")), &digest)?;
     }
-    let manifest = put(&image.manifest_blob())?;
-    let hex = manifest.trim_start_matches("sha256:");
-    let manifests = repository.join("_manifests");
-    link(&manifests.join("revisions/sha256").join(hex), &manifest)?;
-    link(&manifests.join("tags").join(tag).join("index/sha256").join(hex), &manifest)?;
-    link(&manifests.join("tags").join(tag).join("current"), &manifest)
+    manifest(storage, repository, tag, &image.manifest_blob())
+}
+
+/// Makes a manifest what the tag of a repository stands for, whether its blobs are there or not.
+pub fn manifest(storage: &Path, repository: &str, tag: &str, manifest: &[u8]) -> Result<()> {
+    let root = storage.join("docker/registry/v2");
+    let digest = digest(manifest);
+    let hex = digest.trim_start_matches("sha256:");
+    write(&root.join("blobs/sha256").join(&hex[..2]).join(hex).join("data"), manifest)?;
+    let manifests = root.join("repositories").join(repository).join("_manifests");
+    let link = |directory: &Path| write(&directory.join("link"), digest.as_bytes());
+    link(&manifests.join("revisions/sha256").join(hex))?;
+    link(&manifests.join("tags").join(tag).join("index/sha256").join(hex))?;
+    link(&manifests.join("tags").join(tag).join("current"))
 }
 
 /// Writes an OCI layout directory that holds one image under a name.

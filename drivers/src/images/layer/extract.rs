@@ -149,7 +149,14 @@ impl Target {
                 Ok(_) => continue,
             }
             let above = self.beneath(&components[..end - 1].join(&b'/'))?;
-            mkdirat(&above, OsStr::from_bytes(&components[end - 1]), Mode::from_raw_mode(0o755))?;
+            match mkdirat(&above, OsStr::from_bytes(&components[end - 1]), Mode::from_raw_mode(0o755)) {
+                // A link that leads to what only another layer has.
+                Err(Errno::EXIST) => {
+                    let what = format!("the link {:?} to another layer", super::printable(&part));
+                    return Err(Problem::Unusual(what).into());
+                }
+                other => other?,
+            }
             self.implied.insert(part);
         }
         self.beneath(path)
