@@ -83,7 +83,13 @@ async fn readd_record(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
 async fn remove_task(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
     let containerd = &shared.containerd;
     let doing = || format!("removing the task of container {id}");
-    let Some(task) = list::task(shared, id).await? else { return Ok(()) };
+    let Some(task) = list::task(shared, id).await? else {
+        // containerd 2 keeps the bundle, and so the shim, of a task whose deletion was cut short, and lists it no more.
+        let request = containerd.request(DeleteTaskRequest { container_id: id.to_string() });
+        return absent_ok(containerd.tasks().delete(request).await)
+            .map(drop)
+            .map_err(|status| containerd.error(doing(), status));
+    };
     if matches!(task.status(), TaskStatus::Paused | TaskStatus::Pausing) {
         // A frozen process does not die.
         let request = containerd.request(ResumeTaskRequest { container_id: id.to_string() });

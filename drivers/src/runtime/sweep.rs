@@ -99,7 +99,7 @@ struct Orphan {
     socket: Option<PathBuf>,
 }
 
-/// Shims of the namespace that have no child and whose socket no bundle names. Blocking.
+/// Shims of the namespace that have no child but writers of logs, and whose socket no bundle names. Blocking.
 fn orphan_shims(namespace: &str) -> Vec<Orphan> {
     let pids: Vec<u32> = std::fs::read_dir("/proc")
         .into_iter()
@@ -107,7 +107,8 @@ fn orphan_shims(namespace: &str) -> Vec<Orphan> {
         .flatten()
         .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
         .collect();
-    let parents: BTreeSet<u32> = pids.iter().filter_map(|pid| parent(*pid)).collect();
+    // A log is written for as long as its shim lives, so a writer says nothing of containers.
+    let parents: BTreeSet<u32> = pids.iter().filter(|pid| !is_logger(**pid)).filter_map(|pid| parent(*pid)).collect();
     let shims = pids.iter().filter(|pid| !parents.contains(pid) && is_shim(**pid, namespace));
     shims.filter_map(|pid| orphan(*pid)).collect()
 }
@@ -136,6 +137,12 @@ fn is_shim(pid: u32, namespace: &str) -> bool {
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let program = command.split(|b| *b == 0).next().unwrap_or_default();
     program.ends_with(b"containerd-shim-runc-v2") && argument(pid, b"-namespace").as_deref() == Some(namespace)
+}
+
+fn is_logger(pid: u32) -> bool {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let program = command.split(|b| *b == 0).next().unwrap_or_default();
+    program.rsplit(|b| *b == b'/').next().is_some_and(|name| name.starts_with(b"nodelet-logger"))
 }
 
 fn argument(pid: u32, name: &[u8]) -> Option<String> {
