@@ -18,6 +18,8 @@ use crate::controller::{Outcome, Reconciler, object_key};
 mod desired;
 pub mod events;
 
+pub use desired::answers_names;
+
 use desired::Desired;
 
 /// The reconciler of Networks.

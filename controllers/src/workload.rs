@@ -19,6 +19,7 @@ use crate::controller::{Outcome, Reconciler, object_key};
 use crate::invalid::Invalid;
 
 pub mod apply;
+mod called;
 pub mod containers;
 pub mod dereference;
 pub mod desired;
@@ -141,6 +142,7 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
     if !plan.steps.is_empty() {
         tracing::info!(plan = %serde_json::to_string(&plan).unwrap_or_default(), "workload plan");
     }
+    called::tell(ctx, object, &desired, &observed, &plan).await;
     let applied = apply::apply(ctx, object, &desired, &plan).await;
     if !plan.steps.is_empty() {
         let error = applied.as_ref().err();
@@ -154,6 +156,9 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
         true => Some(observed.clone()),
         false => observe::observe(ctx, object, &desired).await?,
     };
+    if let (Some(after), false) = (&after, plan.steps.is_empty()) {
+        called::tell(ctx, object, &desired, after, &plan).await;
+    }
     applied?;
     let Some(after) = after else { return Ok(Outcome::Settled) };
     if desired.intent == Intent::Delete && observe::is_clear(&after) {

@@ -82,7 +82,6 @@ const FIELDS: Refused = Refused::AllBut(&[
 ]);
 
 const WORKLOAD: &[Limitation] = &[
-    set("networks[].aliases"),
     set("shareProcessNamespace"),
     set("volumes[].image"),
     set("volumes[].downwardAPI.items[].resourceFieldRef"),

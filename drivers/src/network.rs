@@ -9,7 +9,7 @@
 //! # Shape
 //! `book` holds the promises and decides, purely; `records` keeps them on disk; `node` owns the state and is extended
 //! by `bridge`, `veth` and `ports`, one verb of the contract each; `link` and `nft` speak to the kernel over
-//! `netlink`; `events` listens to it; `linux` is the handle that the rest of the program holds.
+//! `netlink`; `events` listens to it; `dns` answers names from what the book holds; `linux` is the handle that the rest of the program holds.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -24,6 +24,7 @@ use crate::ids::{IfName, NetworkKey, SandboxId};
 mod book;
 mod bridge;
 mod conntrack;
+mod dns;
 mod events;
 pub mod fake;
 mod ipam;
@@ -43,6 +44,7 @@ mod conformance;
 #[cfg(test)]
 mod tests;
 
+pub use self::dns::{DnsSpec, Names, Service};
 pub use self::linux::LinuxNetworks;
 pub use self::sysctl::ChangedSysctl;
 
@@ -144,6 +146,9 @@ pub struct NetworkSpec {
     pub isolated: bool,
     /// MTU of its links; `None`: 1500.
     pub mtu: Option<u32>,
+    /// Name resolution.
+    #[serde(default)]
+    pub dns: DnsSpec,
 }
 
 /// How a network is made. (`host` and `none` need no driver.)
@@ -203,6 +208,9 @@ pub struct Attachment {
     pub mac: String,
     /// The link on the node's side.
     pub host_link: IfName,
+    /// Where it can ask for names; empty without a name server of ours.
+    #[serde(default)]
+    pub resolvers: Vec<IpAddr>,
     /// Both ends, the address and the bridge port are in place. `false`: `attach` repairs it in place.
     pub complete: bool,
 }
@@ -285,6 +293,13 @@ pub trait Networks: Send + Sync {
 
     /// All published ports on record, with their owner, and whether they are in the kernel's map.
     async fn list_ports(&self) -> Result<Vec<(SandboxId, PublishedPort, bool)>, Error>;
+
+    /// What sandboxes are called from now on, all at once; `None` forgets one. Kept until the sandbox is detached from
+    /// all networks, also through a restart of the agent.
+    async fn set_names(&self, changes: &[(SandboxId, Option<Names>)]) -> Result<(), Error>;
+
+    /// What sandboxes are called.
+    async fn list_names(&self) -> Result<std::collections::BTreeMap<SandboxId, Names>, Error>;
 
     /// Puts back everything of ours that should be in nftables and is not. Cheap when nothing is missing.
     async fn repair_rules(&self) -> Result<bool, Error>;

@@ -108,6 +108,9 @@ pub struct EtcFiles {
     pub nameservers: Vec<IpAddr>,
     /// `search` domains.
     pub searches: Vec<String>,
+    /// Keep the node's `search` domains if there are none here, although there are name servers.
+    #[serde(default)]
+    pub node_searches: bool,
     /// `options`, such as `ndots:2`.
     pub options: Vec<String>,
 }

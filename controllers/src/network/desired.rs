@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use kube::ResourceExt;
 use nodelet_crds::network::{Network, NetworkDriver, Subnet as ApiSubnet};
-use nodelet_drivers::network::{Driver, NetworkSpec, Subnet};
+use nodelet_drivers::network::{DnsSpec, Driver, NetworkSpec, Subnet};
 
 use crate::invalid::Invalid;
 use crate::names;
@@ -61,8 +61,23 @@ pub fn validate(
         internal: spec.internal,
         isolated: spec.isolated,
         mtu: spec.mtu,
+        dns: dns(spec)?,
     };
     Ok(if network.subnets.is_empty() { Desired::BridgeWithoutSubnet(network) } else { Desired::Bridge(network) })
+}
+
+/// Whether the network has a name server of ours.
+pub fn answers_names(spec: &nodelet_crds::network::NetworkSpec) -> bool {
+    // Of the others the node is no part.
+    spec.driver == NetworkDriver::Bridge && spec.dns.as_ref().is_none_or(|dns| dns.enabled)
+}
+
+fn dns(spec: &nodelet_crds::network::NetworkSpec) -> Result<DnsSpec, Invalid> {
+    let upstreams = spec.dns.iter().flat_map(|dns| &dns.upstreams).enumerate().map(|(index, text)| {
+        let path = format!("spec.dns.upstreams[{index}]");
+        text.parse().map_err(|_| Invalid::field(path, format!("{text:?} is not an IP address")))
+    });
+    Ok(DnsSpec { enabled: answers_names(spec), upstreams: upstreams.collect::<Result<_, _>>()? })
 }
 
 fn parse_subnet(subnet: &ApiSubnet) -> Result<Subnet, String> {

@@ -268,8 +268,7 @@ impl Applier<'_> {
         self.ctx.drivers.networks.attach(&spec).await.map_err(|source| Error::Network { doing: doing(), source })
     }
 
-    async fn attachments(&self) -> Result<Vec<Attachment>, Error> {
-        let id = &self.desired.sandbox.spec.id;
+    async fn attachments(&self, id: &SandboxId) -> Result<Vec<Attachment>, Error> {
         self.ctx
             .drivers
             .networks
@@ -279,7 +278,7 @@ impl Applier<'_> {
     }
 
     async fn take_ports(&self, from: &[SandboxId]) -> Result<(), Error> {
-        let attachments = self.attachments().await?;
+        let attachments = self.attachments(&self.desired.sandbox.spec.id).await?;
         let ports = published_ports(self.desired, attachments.iter());
         self.ctx
             .drivers
@@ -303,9 +302,24 @@ impl Applier<'_> {
         let wish = &self.desired.sandbox;
         let mut files = wish.etc.clone();
         let mut own: Vec<(IpAddr, Vec<String>)> = Vec::new();
-        if wish.spec.net == NetNamespace::New {
-            for attachment in self.attachments().await? {
+        let mut resolver = None;
+        if let Some(sandbox) = match &wish.spec.net {
+            NetNamespace::New => Some(&wish.spec.id),
+            NetNamespace::Of(other) => Some(other),
+            NetNamespace::Host => None,
+        } {
+            for attachment in self.attachments(sandbox).await? {
                 own.extend(attachment.addresses.iter().map(|net| (net.addr(), vec![wish.spec.hostname.clone()])));
+                resolver = resolver.or(attachment.resolvers.first().copied());
+            }
+        }
+        if let Some(resolver) = resolver {
+            files.nameservers.push(resolver);
+            files.node_searches = true;
+            // Names of ours are whole: without this, libraries would first try them in every search domain, and wait
+            // for servers that do not answer.
+            if !files.options.iter().any(|option| option.starts_with("ndots")) {
+                files.options.push("ndots:0".to_owned());
             }
         }
         own.append(&mut files.hosts);

@@ -339,17 +339,7 @@ fn etc_files(object: &Workload, references: &References) -> Result<EtcFiles, Inv
         let ip = parse_ip(&format!("spec.hostAliases[{index}].ip"), &alias.ip)?;
         files.hosts.push((ip, alias.hostnames.clone()));
     }
-    let networks = references.networks.values().flatten().filter_map(|n| n.spec.dns.as_ref());
-    for dns in networks {
-        for (index, upstream) in dns.upstreams.iter().enumerate() {
-            files.nameservers.push(parse_ip(&format!("dns.upstreams[{index}]"), upstream)?);
-        }
-        files.searches.extend(dns.searches.iter().cloned());
-    }
     if let Some(config) = &spec.dns_config {
-        if !config.nameservers.is_empty() {
-            files.nameservers.clear();
-        }
         for (index, server) in config.nameservers.iter().enumerate() {
             files.nameservers.push(parse_ip(&format!("spec.dnsConfig.nameservers[{index}]"), server)?);
         }
@@ -362,6 +352,19 @@ fn etc_files(object: &Workload, references: &References) -> Result<EtcFiles, Inv
                 None => option.name.clone(),
             })
             .collect();
+    }
+    // In the order of the attachments, the first one's before the others'.
+    let attachments = spec.attachments();
+    let networks = attachments.iter().filter_map(|a| references.networks.get(&a.name).and_then(Option::as_ref));
+    for network in networks {
+        let Some(dns) = network.spec.dns.as_ref() else { continue };
+        // With a name server of ours it is the one that asks them.
+        if !crate::network::answers_names(&network.spec) {
+            for (index, upstream) in dns.upstreams.iter().enumerate() {
+                files.nameservers.push(parse_ip(&format!("dns.upstreams[{index}]"), upstream)?);
+            }
+        }
+        files.searches.extend(dns.searches.iter().cloned());
     }
     Ok(files)
 }

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{AttachSpec, Attachment, Driver, Error, NetworkSpec, Protocol, PublishedPort, ipam};
+use super::{AttachSpec, Attachment, Driver, Error, Names, NetworkSpec, Protocol, PublishedPort, ipam};
 use crate::ids::{IfName, NetworkKey, SandboxId};
 
 /// An attachment as promised.
@@ -29,13 +29,14 @@ impl Place {
         local_mac(&digest(&["mac", self.spec.sandbox.as_str(), self.spec.network.as_str()]))
     }
 
-    pub(super) fn attachment(&self, complete: bool) -> Attachment {
+    fn attachment(&self, complete: bool, resolvers: Vec<IpAddr>) -> Attachment {
         let mac: Vec<String> = self.mac().iter().map(|byte| format!("{byte:02x}")).collect();
         Attachment {
             spec: self.spec.clone(),
             addresses: self.addresses.clone(),
             mac: mac.join(":"),
             host_link: self.host_link(),
+            resolvers,
             complete,
         }
     }
@@ -89,12 +90,13 @@ pub(super) struct Book {
     pub(super) networks: BTreeMap<NetworkKey, NetworkSpec>,
     pub(super) places: BTreeMap<(SandboxId, NetworkKey), Place>,
     pub(super) ports: BTreeMap<SandboxId, Vec<PublishedPort>>,
+    pub(super) names: BTreeMap<SandboxId, Names>,
 }
 
 impl Book {
     /// Whether a network can be made or changed to this.
     pub(super) fn check_network(&self, spec: &NetworkSpec) -> Result<(), Error> {
-        let NetworkSpec { key, driver: Driver::Bridge, subnets, internal: _, isolated: _, mtu } = spec;
+        let NetworkSpec { key, driver: Driver::Bridge, subnets, internal: _, isolated: _, mtu, dns: _ } = spec;
         let unsupported = |message: String| Error::Unsupported { network: key.clone(), message };
         if subnets.is_empty() || subnets.len() > 2 {
             return Err(unsupported("one subnet, or one of each address family, is needed".to_owned()));
@@ -122,6 +124,29 @@ impl Book {
             return Err(unsupported(format!("sandbox {sandbox} still has an address that the new subnets exclude")));
         }
         Ok(())
+    }
+
+    /// An attachment as others see it.
+    pub(super) fn attachment(&self, place: &Place, complete: bool) -> Attachment {
+        let network = self.networks.get(&place.spec.network).filter(|network| network.dns.enabled);
+        // One is enough: whichever is asked knows all networks of the sandbox.
+        let resolvers = network.and_then(|network| network.subnets.iter().map(ipam::gateway).min());
+        place.attachment(complete, resolvers.into_iter().collect())
+    }
+
+    /// Keeps or forgets what sandboxes are called; returns whose names changed.
+    pub(super) fn set_names(&mut self, changes: &[(SandboxId, Option<Names>)]) -> Vec<SandboxId> {
+        let mut changed = Vec::new();
+        for (sandbox, names) in changes {
+            let before = match names {
+                Some(names) => self.names.insert(sandbox.clone(), names.clone()),
+                None => self.names.remove(sandbox),
+            };
+            if before != *names {
+                changed.push(sandbox.clone());
+            }
+        }
+        changed
     }
 
     /// The attachments to a network.

@@ -58,6 +58,8 @@ impl Node {
             .map_err(failed(format!("writing {}", path.display())))?;
         self.book.networks.insert(spec.key.clone(), spec.clone());
         let made = self.make_bridge(spec).and_then(|()| self.sync_table().map(|_| ()));
+        let made = made.and_then(|()| self.listen_for_names(spec));
+        self.publish_names();
         if let (Err(_), None) = (&made, &before) {
             // The first error is the one to tell; what is left stays on record and is found again.
             if let Err(error) = self.remove_network(&spec.key) {
@@ -164,7 +166,9 @@ impl Node {
             Err(error) if !error.is_absence() => return Err(refused(format!("removing bridge {name}"))(error)),
             _ => {}
         }
+        self.name_server.close(key);
         self.book.networks.remove(key);
+        self.publish_names();
         self.sync_table()?;
         let path = self.records.path(Kind::Networks, name.as_str());
         self.records.remove(Kind::Networks, name.as_str()).map_err(failed(format!("removing {}", path.display())))

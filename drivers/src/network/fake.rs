@@ -1,6 +1,6 @@
 //! Networks in memory: the same book as the real ones, and a kernel that can be broken by hand.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::book::Book;
 use super::{
-    AttachSpec, Attachment, Error, Network, NetworkEvent, NetworkSpec, Networks, Protocol, PublishedPort, book,
+    AttachSpec, Attachment, Error, Names, Network, NetworkEvent, NetworkSpec, Networks, Protocol, PublishedPort, book,
     bridge_name, ipam,
 };
 use crate::ids::{IfName, NetworkKey, SandboxId};
@@ -109,7 +109,7 @@ impl State {
     fn attachments(&self, only: Option<&SandboxId>) -> Vec<Attachment> {
         let places = self.book.places.values().filter(|place| only.is_none_or(|only| place.spec.sandbox == *only));
         let complete = |link: &IfName, bridge: &IfName| self.links.contains(link) && self.links.contains(bridge);
-        places.map(|p| p.attachment(complete(&p.host_link(), &bridge_name(&p.spec.network)))).collect()
+        places.map(|p| self.book.attachment(p, complete(&p.host_link(), &bridge_name(&p.spec.network)))).collect()
     }
 
     fn ports(&self, only: Option<&SandboxId>) -> Vec<(SandboxId, PublishedPort, bool)> {
@@ -184,7 +184,7 @@ impl Networks for FakeNetworks {
         state.links.insert(bridge_name(&spec.network));
         state.links.insert(place.host_link());
         state.book.places.insert((spec.sandbox.clone(), spec.network.clone()), place.clone());
-        Ok(place.attachment(true))
+        Ok(state.book.attachment(&place, true))
     }
 
     async fn detach(&self, sandbox: &SandboxId, network: &NetworkKey) -> Result<(), Error> {
@@ -203,6 +203,7 @@ impl Networks for FakeNetworks {
         let hosts: Vec<IfName> = state.book.places_of(sandbox).map(book::Place::host_link).collect();
         state.links.retain(|link| !hosts.contains(link));
         state.book.places.retain(|(owner, _), _| owner != sandbox);
+        state.book.names.remove(sandbox);
         state.set_ports(sandbox, &[]);
         Ok(())
     }
@@ -231,6 +232,15 @@ impl Networks for FakeNetworks {
 
     async fn list_ports(&self) -> Result<Vec<(SandboxId, PublishedPort, bool)>, Error> {
         Ok(self.lock().ports(None))
+    }
+
+    async fn set_names(&self, changes: &[(SandboxId, Option<Names>)]) -> Result<(), Error> {
+        self.lock().book.set_names(changes);
+        Ok(())
+    }
+
+    async fn list_names(&self) -> Result<BTreeMap<SandboxId, Names>, Error> {
+        Ok(self.lock().book.names.clone())
     }
 
     async fn repair_rules(&self) -> Result<bool, Error> {

@@ -3,6 +3,7 @@
 //! Netlink is synchronous and serialised by the kernel's own lock, so one thread that does one thing after the other
 //! loses no speed, and no async thread ever blocks or changes its namespace.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -14,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::events::{Listener, Watched};
 use super::node::{Node, failed};
 use super::sysctl::ChangedSysctl;
-use super::{AttachSpec, Attachment, Error, Network, NetworkEvent, NetworkSpec, Networks, PublishedPort};
+use super::{AttachSpec, Attachment, Error, Names, Network, NetworkEvent, NetworkSpec, Networks, PublishedPort};
 use crate::ids::{NetworkKey, SandboxId};
 
 type Job = Box<dyn FnOnce(&mut Node) + Send>;
@@ -136,6 +137,15 @@ impl Networks for LinuxNetworks {
 
     async fn list_ports(&self) -> Result<Vec<(SandboxId, PublishedPort, bool)>, Error> {
         self.run(|node| node.list_ports(None)).await
+    }
+
+    async fn set_names(&self, changes: &[(SandboxId, Option<Names>)]) -> Result<(), Error> {
+        let changes = changes.to_vec();
+        self.run(move |node| node.set_names(&changes)).await
+    }
+
+    async fn list_names(&self) -> Result<BTreeMap<SandboxId, Names>, Error> {
+        self.run(|node| Ok(node.book.names.clone())).await
     }
 
     async fn repair_rules(&self) -> Result<bool, Error> {

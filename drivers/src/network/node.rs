@@ -7,13 +7,14 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::book::Book;
+use super::dns::{NameServer, View};
 use super::events::{Role, Watched};
 use super::link::{Link, Links};
 use super::netlink::Refused;
 use super::nft::{self, Table};
 use super::records::{Kind, Records};
 use super::sysctl::ChangedSysctl;
-use super::{Error, Network, NetworkSpec, bridge_name};
+use super::{Error, Names, Network, NetworkSpec, bridge_name, ipam};
 use crate::ids::{NetworkKey, SandboxId};
 
 /// See the module's documentation.
@@ -26,6 +27,7 @@ pub(super) struct Node {
     pub(super) changed_sysctls: Vec<ChangedSysctl>,
     /// Attachments whose links are being removed beside the worker.
     pub(super) leaving: HashSet<(SandboxId, NetworkKey)>,
+    pub(super) name_server: NameServer,
 }
 
 /// A netlink refusal with what was being done.
@@ -50,6 +52,13 @@ pub(super) struct PortsRecord {
     pub(super) taken_from: Vec<SandboxId>,
 }
 
+/// What a sandbox is called, as recorded.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct NamesRecord {
+    sandbox: SandboxId,
+    names: Names,
+}
+
 /// What the kernel has at one moment.
 pub(super) struct Snapshot {
     pub(super) links: HashMap<String, Link>,
@@ -68,6 +77,7 @@ impl Node {
             watched,
             changed_sysctls: Vec::new(),
             leaving: HashSet::new(),
+            name_server: NameServer::new(),
         };
         node.read_records().map_err(failed(format!("reading the records in {}", dir.display())))?;
         let snapshot = node.snapshot()?;
@@ -79,6 +89,13 @@ impl Node {
         for place in node.book.places.values() {
             node.watched.expect(&place.host_link(), Role::Port);
         }
+        // What ran before is answered for again before anybody looks at it.
+        node.publish_names();
+        for spec in node.book.networks.values().cloned().collect::<Vec<_>>() {
+            if let Err(error) = node.listen_for_names(&spec) {
+                tracing::warn!(network = %spec.key, error = &error as &dyn std::error::Error, "names are not answered yet");
+            }
+        }
         Ok(node)
     }
 
@@ -88,6 +105,9 @@ impl Node {
         }
         for place in self.records.read_all::<super::book::Place>(Kind::Attachments)? {
             self.book.places.insert((place.spec.sandbox.clone(), place.spec.network.clone()), place);
+        }
+        for record in self.records.read_all::<NamesRecord>(Kind::Names)? {
+            self.book.names.insert(record.sandbox, record.names);
         }
         let mut superseded = Vec::new();
         for record in self.records.read_all::<PortsRecord>(Kind::Ports)? {
@@ -159,6 +179,48 @@ impl Node {
         self.book.free_subnet(&taken).ok_or_else(|| Error::Io {
             doing: "choosing a subnet".to_owned(),
             source: std::io::Error::other("every /24 of 10.89.0.0/16 to 10.99.0.0/16 overlaps a route or a network"),
+        })
+    }
+
+    /// See [`super::Networks::set_names`].
+    pub(super) fn set_names(&mut self, changes: &[(SandboxId, Option<Names>)]) -> Result<(), Error> {
+        let changed = self.book.set_names(changes);
+        if changed.is_empty() {
+            return Ok(());
+        }
+        // Nobody is promised anything by a name, so it is answered first: a record only matters to the next agent.
+        self.publish_names();
+        for sandbox in changed {
+            let path = self.records.path(Kind::Names, sandbox.as_str());
+            match self.book.names.get(&sandbox) {
+                Some(names) => {
+                    let record = NamesRecord { sandbox: sandbox.clone(), names: names.clone() };
+                    let writing = failed(format!("writing {}", path.display()));
+                    self.records.write(Kind::Names, sandbox.as_str(), &record).map_err(writing)?;
+                }
+                None => {
+                    let removing = failed(format!("removing {}", path.display()));
+                    self.records.remove(Kind::Names, sandbox.as_str()).map_err(removing)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the name server know what the book says.
+    pub(super) fn publish_names(&self) {
+        self.name_server.publish(View::new(&self.book));
+    }
+
+    /// Answers names on the network's gateways, or not, as it says.
+    pub(super) fn listen_for_names(&mut self, spec: &NetworkSpec) -> Result<(), Error> {
+        let gateways = if spec.dns.enabled { spec.subnets.iter().map(ipam::gateway).collect() } else { Vec::new() };
+        self.name_server.listen(&spec.key, &gateways).map_err(|refusal| Error::Io {
+            doing: format!(
+                "listening on {} port 53 to answer names (another name server may have it: let it listen on its own                  addresses only, or set dns.enabled to false)",
+                refusal.address
+            ),
+            source: refusal.source,
         })
     }
 

@@ -20,7 +20,7 @@ impl Node {
             return if ports.is_empty() { Ok(()) } else { self.sync_table().map(|_| ()) };
         }
         self.book.check_ports(sandbox, ports)?;
-        check_listeners(before.iter().flatten(), ports)?;
+        self.check_listeners(before.iter().flatten(), ports)?;
         // What the kernel may hold until this is done is on disk at any time: first both, then only the new ones.
         let mut both: Vec<_> = before.iter().flatten().chain(ports).cloned().collect();
         both.sort();
@@ -62,7 +62,7 @@ impl Node {
         owners.push(sandbox.clone());
         let before: Vec<_> = owners.iter().map(|id| (id.clone(), self.book.ports.get(id).cloned())).collect();
         let held: Vec<PublishedPort> = before.iter().flat_map(|(_, ports)| ports.iter().flatten()).cloned().collect();
-        check_listeners(held.iter(), ports)?;
+        self.check_listeners(held.iter(), ports)?;
         self.write_ports(&PortsRecord { sandbox: sandbox.clone(), ports: ports.to_vec(), taken_from: from.clone() })?;
         for other in &from {
             self.remember_ports(other, Vec::new());
@@ -145,17 +145,25 @@ impl Node {
     }
 }
 
-/// Fails if a program of the node listens at a port that is not among those held already.
-fn check_listeners<'a>(held: impl Iterator<Item = &'a PublishedPort>, ports: &[PublishedPort]) -> Result<(), Error> {
-    let held: HashSet<_> = held.map(claim).collect();
-    match ports.iter().find(|port| !held.contains(&claim(port)) && has_listener(port)) {
-        None => Ok(()),
-        Some(port) => Err(Error::PortTaken {
-            host_ip: book::host_ip(port),
-            host_port: port.host_port,
-            protocol: port.protocol,
-            owner: "a listener on the node".to_owned(),
-        }),
+impl Node {
+    /// Fails if a program of the node listens at a port that is not among those held already. Our own name server does
+    /// not count: its questions are never translated.
+    fn check_listeners<'a>(
+        &self,
+        held: impl Iterator<Item = &'a PublishedPort>,
+        ports: &[PublishedPort],
+    ) -> Result<(), Error> {
+        let held: HashSet<_> = held.map(claim).collect();
+        let ours = |address: IpAddr, port: u16| port == 53 && self.name_server.is_at(address);
+        match ports.iter().find(|port| !held.contains(&claim(port)) && has_listener(port, &ours)) {
+            None => Ok(()),
+            Some(port) => Err(Error::PortTaken {
+                host_ip: book::host_ip(port),
+                host_port: port.host_port,
+                protocol: port.protocol,
+                owner: "a listener on the node".to_owned(),
+            }),
+        }
     }
 }
 
@@ -169,9 +177,9 @@ fn claim(port: &PublishedPort) -> (IpAddr, u16, Protocol) {
 ///
 /// Binding is the quick question; it also fails for a connection that merely happens to have this port on our side,
 /// so its refusal is checked in the kernel's table of sockets.
-fn has_listener(port: &PublishedPort) -> bool {
+fn has_listener(port: &PublishedPort, ours: &impl Fn(IpAddr, u16) -> bool) -> bool {
     match try_bind(port) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => listed_listener(port),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => listed_listener(port, ours),
         // No right to ask, no SCTP in this kernel: there is nothing to find out.
         _ => false,
     }
@@ -200,7 +208,7 @@ fn try_bind(port: &PublishedPort) -> io::Result<()> {
 }
 
 /// Looks into `/proc/self/net`, where "self" is a process: the table of this thread's namespace is asked for.
-fn listed_listener(port: &PublishedPort) -> bool {
+fn listed_listener(port: &PublishedPort, ours: &impl Fn(IpAddr, u16) -> bool) -> bool {
     let (files, state) = match port.protocol {
         Protocol::Tcp => (["tcp", "tcp6"], "0A"),
         // An unconnected socket.
@@ -210,12 +218,12 @@ fn listed_listener(port: &PublishedPort) -> bool {
     };
     files.iter().any(|file| {
         std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))
-            .is_ok_and(|table| table.lines().skip(1).any(|line| line_listens(line, port, state)))
+            .is_ok_and(|table| table.lines().skip(1).any(|line| line_listens(line, port, state, ours)))
     })
 }
 
 /// A line reads `0: 0100007F:1F90 00000000:0000 0A …`: number, local and remote address, state.
-fn line_listens(line: &str, port: &PublishedPort, state: &str) -> bool {
+fn line_listens(line: &str, port: &PublishedPort, state: &str, ours: &impl Fn(IpAddr, u16) -> bool) -> bool {
     let mut fields = line.split_whitespace().skip(1);
     let (Some(local), Some(_), Some(held)) = (fields.next(), fields.next(), fields.next()) else { return false };
     let Some((address, local_port)) = local.split_once(':') else { return false };
@@ -225,6 +233,7 @@ fn line_listens(line: &str, port: &PublishedPort, state: &str) -> bool {
     let host = book::host_ip(port);
     held == state
         && local_port == port.host_port
+        && !ours(address, local_port)
         && (address.is_unspecified() || host.is_unspecified() || address == host)
 }
 
@@ -259,18 +268,22 @@ mod tests {
         }
     }
 
+    fn nobody(_: IpAddr, _: u16) -> bool {
+        false
+    }
+
     #[test]
     fn a_listener_is_recognised_by_state_address_and_port() {
         let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000";
-        assert!(line_listens(line, &tcp(None, 8080), "0A"));
-        assert!(line_listens(line, &tcp(Some("127.0.0.1"), 8080), "0A"));
-        assert!(!line_listens(line, &tcp(Some("10.0.0.1"), 8080), "0A"));
-        assert!(!line_listens(line, &tcp(None, 8081), "0A"));
-        assert!(!line_listens(&line.replace("0A", "01"), &tcp(None, 8080), "0A"));
+        assert!(line_listens(line, &tcp(None, 8080), "0A", &nobody));
+        assert!(line_listens(line, &tcp(Some("127.0.0.1"), 8080), "0A", &nobody));
+        assert!(!line_listens(line, &tcp(Some("10.0.0.1"), 8080), "0A", &nobody));
+        assert!(!line_listens(line, &tcp(None, 8081), "0A", &nobody));
+        assert!(!line_listens(&line.replace("0A", "01"), &tcp(None, 8080), "0A", &nobody));
         let any6 = line.replace("0100007F", "00000000000000000000000000000000");
-        assert!(line_listens(&any6, &tcp(Some("10.0.0.1"), 8080), "0A"));
+        assert!(line_listens(&any6, &tcp(Some("10.0.0.1"), 8080), "0A", &nobody));
         for broken in ["", "0:", "0: x 0 0A", "0: 0100007F:zz 0 0A", "0: 01:1F90 0 0A", "0: ä:1F90 0 0A"] {
-            assert!(!line_listens(broken, &tcp(None, 8080), "0A"), "{broken}");
+            assert!(!line_listens(broken, &tcp(None, 8080), "0A", &nobody), "{broken}");
         }
     }
 
@@ -278,12 +291,12 @@ mod tests {
     fn a_listener_on_the_node_is_found() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        assert!(has_listener(&tcp(None, port)));
-        assert!(has_listener(&tcp(Some("127.0.0.1"), port)));
+        assert!(has_listener(&tcp(None, port), &nobody));
+        assert!(has_listener(&tcp(Some("127.0.0.1"), port), &nobody));
         drop(listener);
-        assert!(!has_listener(&tcp(Some("127.0.0.1"), port)));
+        assert!(!has_listener(&tcp(Some("127.0.0.1"), port), &nobody));
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let taken = PublishedPort { protocol: Protocol::Udp, ..tcp(None, udp.local_addr().unwrap().port()) };
-        assert!(has_listener(&taken));
+        assert!(has_listener(&taken, &nobody));
     }
 }

@@ -25,16 +25,19 @@ pub(super) enum Kind {
     Attachments,
     /// Published ports, named by their sandbox.
     Ports,
+    /// What a sandbox is called, named by it.
+    Names,
 }
 
 impl Kind {
-    const ALL: [Kind; 3] = [Kind::Networks, Kind::Attachments, Kind::Ports];
+    const ALL: [Kind; 4] = [Kind::Networks, Kind::Attachments, Kind::Ports, Kind::Names];
 
     fn folder(self) -> &'static str {
         match self {
             Kind::Networks => "networks",
             Kind::Attachments => "attachments",
             Kind::Ports => "ports",
+            Kind::Names => "names",
         }
     }
 }

@@ -33,7 +33,8 @@ impl Node {
         match self.make_veth(&network, &place, before.as_ref()) {
             Ok(()) => {
                 self.watched.expect(&host, Role::Port);
-                Ok(place.attachment(true))
+                self.publish_names();
+                Ok(self.book.attachment(&place, true))
             }
             Err(error) => {
                 if before.is_none() {
@@ -140,7 +141,7 @@ impl Node {
             let port = host.is_some_and(|host| host.up && bridge.is_some_and(|b| host.master == Some(b.index)));
             port && Netns::open(&place.spec.netns).is_ok_and(|netns| is_sound_inside(network, place, &netns))
         };
-        Ok(places.iter().map(|place| place.attachment(check(place))).collect())
+        Ok(places.iter().map(|place| self.book.attachment(place, check(place))).collect())
     }
 
     /// The first part of [`super::Networks::detach`] and [`super::Networks::detach_all`]: closes the ports that lead
@@ -157,6 +158,9 @@ impl Node {
         let mut left = self.book.ports.get(sandbox).cloned().unwrap_or_default();
         left.retain(|port| network.is_some() && !gone.contains(&port.target_ip));
         self.set_ports(sandbox, &left)?;
+        if network.is_none() {
+            self.set_names(&[(sandbox.clone(), None)])?;
+        }
         let mut networks: Vec<NetworkKey> = places.into_iter().map(|place| place.spec.network).collect();
         // Even without a record, a link under this name is ours.
         if let Some(network) = network.filter(|network| !networks.contains(network)) {
@@ -181,6 +185,7 @@ impl Node {
                 self.forget_place(&key)?;
             }
         }
+        self.publish_names();
         Ok(())
     }
 

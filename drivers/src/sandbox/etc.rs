@@ -45,6 +45,14 @@ pub(super) fn resolv_conf(files: &EtcFiles, node: &str) -> String {
     for server in &files.nameservers {
         text.push_str(&format!("nameserver {server}\n"));
     }
+    if files.node_searches && files.searches.is_empty() && !files.nameservers.is_empty() {
+        let searches = |line: &&str| matches!(line.split_whitespace().next(), Some("search" | "domain"));
+        // As libraries do: the last one counts.
+        if let Some(line) = node.lines().map(str::trim).filter(searches).last() {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
     for (word, values) in [("search", &files.searches), ("options", &files.options)] {
         if !values.is_empty() {
             text.push_str(&format!("{word} {}\n", values.join(" ")));
@@ -90,6 +98,8 @@ mod tests {
             ..EtcFiles::default()
         };
         assert_eq!(resolv_conf(&own, node), format!("{NOTE}nameserver 10.89.1.1\noptions ndots:2\n"));
+        let kept = EtcFiles { node_searches: true, ..own.clone() };
+        assert_eq!(resolv_conf(&kept, node), format!("{NOTE}nameserver 10.89.1.1\nsearch lan\noptions ndots:2\n"));
     }
 
     #[test]

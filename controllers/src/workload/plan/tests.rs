@@ -146,6 +146,7 @@ fn attachment() -> Attachment {
         addresses: vec!["10.89.0.2/24".parse().unwrap()],
         mac: "02:00:00:00:00:01".into(),
         host_link: IfName::new("nlv1").unwrap(),
+        resolvers: vec![],
         complete: true,
     }
 }

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::expr::{Expr, Field, Verdict, has_bit, in_set, is, is_masked, masquerade, translate_destination, verdict};
-use crate::network::{NetworkSpec, Protocol, PublishedPort, book, bridge_name};
+use crate::network::{NetworkSpec, Protocol, PublishedPort, book, bridge_name, ipam};
 
 /// The name of our table.
 pub(in crate::network) const TABLE: &str = "nodelet";
@@ -120,7 +120,7 @@ const TARGET4: (u32, u32) = (concat(&[T_IPV4, T_PORT]), 8);
 const TARGET6: (u32, u32) = (concat(&[T_IPV6, T_PORT]), 20);
 
 /// Sets and maps.
-pub(super) const SETS: [Set; 12] = [
+pub(super) const SETS: [Set; 14] = [
     set("bridges", T_LINK, 16),
     set("within", concat(&[T_LINK, T_LINK]), 32),
     set("internal", T_LINK, 16),
@@ -129,6 +129,8 @@ pub(super) const SETS: [Set; 12] = [
     subnets("subnets6", T_IPV6, 16),
     subnets("masquerade4", T_IPV4, 4),
     subnets("masquerade6", T_IPV6, 16),
+    set("resolvers4", T_IPV4, 4),
+    set("resolvers6", T_IPV6, 16),
     map("ports4", (concat(&[T_PROTO, T_PORT]), 8), TARGET4),
     map("ports6", (concat(&[T_PROTO, T_PORT]), 8), TARGET6),
     map("hostports4", (concat(&[T_IPV4, T_PROTO, T_PORT]), 12), TARGET4),
@@ -147,12 +149,23 @@ pub(super) fn rules() -> Vec<Rule> {
     let accept = || verdict(Verdict::Accept);
     let drop = || verdict(Verdict::Drop);
     let to_ports = || [is(DestinationType, &TYPE_LOCAL), verdict(Verdict::Jump("ports"))].concat();
+    let to_names = || is(DestinationPort, &53u16.to_be_bytes());
     let to_loopback = || is_masked(Destination4, [0xff, 0, 0, 0], [127, 0, 0, 0]);
     vec![
         rule(
             "spoofed",
             "loopback addresses never come from a sandbox",
             &[from_ours(), ip(IPV4), to_loopback(), drop()],
+        ),
+        rule(
+            "ports",
+            "IPv4 sandboxes ask for names here, whoever publishes port 53",
+            &[from_ours(), ip(IPV4), in_set(&[Destination4], "resolvers4", true), to_names(), accept()],
+        ),
+        rule(
+            "ports",
+            "IPv6 sandboxes ask for names here, whoever publishes port 53",
+            &[from_ours(), ip(IPV6), in_set(&[Destination6], "resolvers6", true), to_names(), accept()],
         ),
         rule(
             "ports",
@@ -240,6 +253,10 @@ pub(in crate::network) fn elements<'a>(
         }
         if !network.isolated {
             add("open", key(link));
+        }
+        for gateway in network.subnets.iter().filter(|_| network.dns.enabled).map(ipam::gateway) {
+            let set = if gateway.is_ipv4() { "resolvers4" } else { "resolvers6" };
+            add(set, key(address_bytes(gateway)));
         }
         for subnet in &network.subnets {
             let (all, outgoing) =

@@ -14,7 +14,7 @@ use crate::ids::{IfName, NetworkKey, SandboxId};
 use crate::network::link::{Links, Request, add_address, create_veth, set_default_route, set_up};
 use crate::network::netns::Netns;
 use crate::network::{
-    AttachSpec, Attachment, Driver, LinuxNetworks, NetworkSpec, Networks, Protocol, PublishedPort, Subnet,
+    AttachSpec, Attachment, DnsSpec, Driver, LinuxNetworks, NetworkSpec, Networks, Protocol, PublishedPort, Subnet,
 };
 
 /// How long an answer that should come may take: more than a lost first packet costs on a busy machine.
@@ -212,6 +212,7 @@ pub(crate) fn network(name: &str, subnets: &[&str]) -> NetworkSpec {
         internal: false,
         isolated: true,
         mtu: None,
+        dns: DnsSpec::default(),
     }
 }
 
