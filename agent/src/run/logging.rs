@@ -18,8 +18,7 @@ pub(super) fn start(configuration: &ObservabilityConfiguration) {
 
 /// A plain level is meant for our own lines: the libraries below tell of every buffer and frame.
 fn directives(level: &str) -> String {
-    const QUIET: &str =
-        "tower=info,hyper=info,hyper_util=info,h2=info,tonic=info,kube=info,kube_client=info,rustls=info,\
+    const QUIET: &str = "tower=info,hyper=info,hyper_util=info,h2=info,tonic=info,kube=info,kube_client=info,rustls=info,\
          hickory_net=warn,hickory_proto=warn,hickory_resolver=warn";
     if matches!(level.to_ascii_lowercase().as_str(), "debug" | "trace") {
         format!("{level},{QUIET}")

@@ -48,7 +48,7 @@ pub(super) fn resolv_conf(files: &EtcFiles, node: &str) -> String {
     if files.node_searches && files.searches.is_empty() && !files.nameservers.is_empty() {
         let searches = |line: &&str| matches!(line.split_whitespace().next(), Some("search" | "domain"));
         // As libraries do: the last one counts.
-        if let Some(line) = node.lines().map(str::trim).filter(searches).last() {
+        if let Some(line) = node.lines().map(str::trim).rfind(searches) {
             text.push_str(line);
             text.push('\n');
         }
