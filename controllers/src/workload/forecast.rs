@@ -168,6 +168,7 @@ impl Node<'_> {
                     addresses: addresses.into_iter().map(IpNet::from).collect(),
                     mac: String::new(),
                     host_link: link,
+                    resolvers: Vec::new(),
                     complete: true,
                 };
                 let all = &mut self.sandbox().attachments;
