@@ -123,6 +123,12 @@ fn blocking(configuration: NodeletConfiguration) -> Result<(), Error> {
     result
 }
 
+/// CPUs and memory of the node.
+fn capacity() -> (u32, u64) {
+    let facts = nodelet_drivers::host::facts();
+    (facts.cpus, facts.memory_bytes)
+}
+
 async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
     let started = std::time::Instant::now();
     let mut signals = Signals::new()?;
@@ -195,6 +201,7 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
         runtime_ready,
         collector,
         previews,
+        capacity: capacity(),
     };
     let client = server.client("default");
     let token = working.token();

@@ -75,6 +75,8 @@ pub struct Settings {
     pub version: String,
     /// Told whether the container runtime answers, for the readiness of the agent.
     pub runtime_ready: watch::Sender<bool>,
+    /// CPUs of the node and its memory in bytes.
+    pub capacity: (u32, u64),
     /// Removes images that nobody needs.
     pub collector: Collector,
     /// Tells what would be done.

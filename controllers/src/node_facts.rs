@@ -79,20 +79,25 @@ async fn versions(ctx: &Context, facts: &Facts, before: Option<NodeVersions>) ->
 /// The node's own addresses: those of our bridges are not where it is reached.
 fn addresses(node: &str, found: &[host::Address]) -> Vec<NodeAddress> {
     let mut all = vec![NodeAddress { type_: NodeAddressType::Hostname, address: node.to_owned() }];
-    let reachable = |address: &&host::Address| {
+    for ip in reachable(found) {
+        let address = NodeAddress { type_: NodeAddressType::InternalIP, address: ip.to_string() };
+        if !all.contains(&address) {
+            all.push(address);
+        }
+    }
+    all
+}
+
+/// Those by which the node is reached from elsewhere.
+pub(crate) fn reachable(found: &[host::Address]) -> Vec<std::net::IpAddr> {
+    let leads_here = |address: &&host::Address| {
         let link_local = match address.ip {
             std::net::IpAddr::V4(ip) => ip.is_link_local(),
             std::net::IpAddr::V6(ip) => ip.is_unicast_link_local(),
         };
         !address.ip.is_loopback() && !link_local && !address.interface.starts_with("nl")
     };
-    for address in found.iter().filter(reachable) {
-        let address = NodeAddress { type_: NodeAddressType::InternalIP, address: address.ip.to_string() };
-        if !all.contains(&address) {
-            all.push(address);
-        }
-    }
-    all
+    found.iter().filter(leads_here).map(|address| address.ip).collect()
 }
 
 fn pressure(reading: &Reading, status: &mut NodeStateStatus) {

@@ -26,6 +26,7 @@ pub mod desired;
 pub mod env;
 pub mod files;
 pub mod forecast;
+pub mod hooks;
 pub mod limits;
 pub mod model;
 pub mod observe;
@@ -154,7 +155,10 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
     // Status is made from what is there now, also when a step failed.
     let after = match plan.steps.is_empty() {
         true => Some(observed.clone()),
-        false => observe::observe(ctx, object, &desired).await?,
+        false => observe::observe(ctx, object, &desired).await?.map(|mut after| {
+            after.last_good.clone_from(&observed.last_good);
+            after
+        }),
     };
     if let (Some(after), false) = (&after, plan.steps.is_empty()) {
         called::tell(ctx, object, &desired, after, &plan).await;
@@ -312,9 +316,13 @@ fn is_batch(desired: &model::Desired) -> bool {
 fn probe(ctx: &Arc<Context>, object: &Workload, desired: &model::Desired, observed: &model::Observed) {
     let Some(sandbox) = &observed.sandbox else { return };
     let sidecars = desired.init.iter().filter(|wish| wish.sidecar);
-    for wish in desired.containers.iter().chain(sidecars).filter(|wish| !wish.probes.is_empty()) {
+    for wish in desired.containers.iter().chain(sidecars) {
         let running = observed.containers.iter().filter(|c| c.is_live() && c.name == wish.name && c.hash == wish.hash);
         for container in running {
+            let probes = probes::of(Some(&wish.probes), &container.container.labels);
+            if probes.is_empty() {
+                continue;
+            }
             let target = probes::Target {
                 container: container.id().clone(),
                 netns: sandbox.netns.clone(),
@@ -322,7 +330,7 @@ fn probe(ctx: &Arc<Context>, object: &Workload, desired: &model::Desired, observ
                 ports: wish.ports.clone(),
             };
             let known = status::known_health(object, container.id());
-            ctx.probers.ensure(ctx, ObjectRef::from_obj(object), target, &wish.probes, known);
+            ctx.probers.ensure(ctx, ObjectRef::from_obj(object), target, &probes, known);
         }
     }
 }

@@ -204,6 +204,7 @@ impl TestNode {
             runtime_ready: tokio::sync::watch::Sender::new(false),
             collector: self.collector.clone(),
             previews: Default::default(),
+            capacity: (2, 1 << 30),
         };
         let (client, drivers, token) = (self.server.client("default"), self.drivers.clone(), stop.clone());
         let task = tokio::spawn(async move {

@@ -29,6 +29,12 @@ pub const TYPE: &str = "nodelet.dev/type";
 pub const SANDBOX: &str = "nodelet.dev/sandbox";
 /// Of a sidecar: its place among the init containers, in decimal.
 pub const SIDECAR: &str = "nodelet.dev/sidecar";
+/// The content of `onChange: Signal` volumes that a container was started with or told of, as a hash.
+pub const HEARD: &str = "nodelet.dev/heard";
+/// The preStop hook of a container, as JSON.
+pub const PRE_STOP: &str = "nodelet.dev/pre-stop";
+/// The probe that a container has by its image's HEALTHCHECK, as JSON.
+pub const HEALTHCHECK: &str = "nodelet.dev/healthcheck";
 /// How often the container was restarted before, in decimal.
 pub const RESTARTS: &str = "nodelet.dev/restarts";
 /// How often in a row its predecessors failed, in decimal; the back-off grows with it.
@@ -75,6 +81,9 @@ mod tests {
             TYPE,
             SANDBOX,
             SIDECAR,
+            HEARD,
+            PRE_STOP,
+            HEALTHCHECK,
             RESTARTS,
             FAILURES,
             IMAGE_DIGEST,

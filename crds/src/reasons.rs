@@ -93,6 +93,10 @@ pub const SANDBOX_FAILED: &str = "SandboxFailed";
 pub const NETWORK_FAILED: &str = "NetworkFailed";
 /// A postStart hook failed, and its container was ended.
 pub const POST_START_HOOK_FAILED: &str = "PostStartHookFailed";
+/// A preStop hook failed; its container was asked to stop all the same.
+pub const PRE_STOP_HOOK_FAILED: &str = "PreStopHookFailed";
+/// A container does not end although it was killed.
+pub const KILL_FAILED: &str = "KillFailed";
 /// The node could not be looked at.
 pub const NODE_UNREADABLE: &str = "NodeUnreadable";
 /// A condition of the node keeps it from working; the message says which.

@@ -79,6 +79,10 @@ const FIELDS: Refused = Refused::AllBut(&[
     "metadata.annotations",
     "metadata.annotations['*",
     "spec.nodeName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
 ]);
 
 const WORKLOAD: &[Limitation] = &[
@@ -86,19 +90,12 @@ const WORKLOAD: &[Limitation] = &[
     set("volumes[].image"),
     set("volumes[].downwardAPI.items[].resourceFieldRef"),
     set("volumes[].projected.sources[].downwardAPI.items[].resourceFieldRef"),
-    values("volumes[].configMap.onChange", &["Signal"]),
-    values("volumes[].secret.onChange", &["Signal"]),
 ];
 
 /// Of every entry of `initContainers` and `containers`.
 const CONTAINER: &[Limitation] = &[
     Limitation { path: "stdin", refused: Refused::Without("tty") },
     Limitation { path: "env[].valueFrom.fieldRef.fieldPath", refused: FIELDS },
-    set("env[].valueFrom.resourceFieldRef"),
-    set("lifecycle.postStart.httpGet"),
-    set("lifecycle.postStart.sleep"),
-    set("lifecycle.preStop.httpGet"),
-    set("lifecycle.preStop.sleep"),
 ];
 
 /// A spec whose unsupported fields are known.

@@ -316,6 +316,28 @@ pub struct Exit {
     pub oom_killed: bool,
 }
 
+/// What an image asks for beyond what [`Runtime::create`] takes from it by itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageWishes {
+    /// Its HEALTHCHECK.
+    pub health_check: Option<HealthCheck>,
+}
+
+/// An image's HEALTHCHECK.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Program and arguments, run in the container.
+    pub command: Vec<String>,
+    /// Between two checks.
+    pub interval: Duration,
+    /// How long one may take.
+    pub timeout: Duration,
+    /// Failures in this time after the start do not count.
+    pub start_period: Duration,
+    /// Failures in a row that make it unhealthy.
+    pub retries: u32,
+}
+
 /// A started task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Started {
@@ -380,6 +402,12 @@ pub trait Runtime: Send + Sync {
     /// Record, snapshot and task, up to and excluding the start. After an error the caller calls
     /// [`Runtime::remove`] before trying again.
     async fn create(&self, spec: &ContainerSpec) -> Result<(), Error>;
+
+    /// What an image asks for; nothing by default.
+    async fn image_wishes(&self, image: &str) -> Result<ImageWishes, Error> {
+        let _ = image;
+        Ok(ImageWishes::default())
+    }
 
     /// Starts the created task. Starting a running one succeeds.
     async fn start(&self, id: &ContainerId) -> Result<Started, Error>;

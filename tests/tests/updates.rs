@@ -123,6 +123,13 @@ fn a_new_version_takes_over_without_a_failed_request(node: &mut Node) -> Result<
     let load = Load::start(node)?;
     for (version, number) in [("v2", 2), ("v3", 3)] {
         node.apply(&web(version, SERVE, ""))?;
+        // Somebody serves all the time, and the status says so.
+        until(PATIENCE, "the new revision", || {
+            let workload = node.object("workloads", "web")?.context("the workload")?;
+            let ready = api::condition(&workload, "Ready").context("a condition")?;
+            ensure!(ready["status"] == "True", "{ready}");
+            Ok((revision(&workload) == number).then_some(()))
+        })?;
         until_revision(node, number)?;
         ensure!(node.fetch(PAGE)?.trim() == version);
     }

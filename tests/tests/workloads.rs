@@ -17,6 +17,11 @@ nodelet_tests::on_containerd!(
     a_published_port_is_reached_from_the_outside,
     sidecars_come_first_and_leave_last,
     a_plan_tells_what_would_be_done_and_does_nothing,
+    an_image_says_how_its_health_is_checked,
+    grpc_and_https_are_probed,
+    hooks_and_fields_of_the_node,
+    changed_files_are_told_by_a_signal,
+    what_waits_and_what_is_in_the_way_is_named,
 );
 
 fn workload(name: &str, image: &str, more: &str) -> String {
@@ -282,4 +287,190 @@ fn a_plan_tells_what_would_be_done_and_does_nothing(node: &mut Node) -> Result<(
     node.nodelet(&["delete", "workload", "planned"])?;
     node.until_gone("workloads", "planned")?;
     node.until_clean(&before)
+}
+
+fn an_image_says_how_its_health_is_checked(node: &mut Node) -> Result<()> {
+    node.apply(&workload("checked", "localhost:5000/test/checked:1", ""))?;
+    let is_ready = |wanted: bool| {
+        move |workload: &serde_json::Value| {
+            let status = &workload["status"]["containerStatuses"][0];
+            status["state"]["running"].is_object() && status["ready"] == wanted
+        }
+    };
+    node.until_workload("checked", "not ready", is_ready(false))?;
+    node.nodelet(&["exec", "checked", "--", "touch", "/tmp/well"])?;
+    let before = node.until_workload("checked", "ready", is_ready(true))?;
+    // A new agent takes it as it was.
+    node.kill_agent()?;
+    node.start_agent()?;
+    ensure!(api::ready(&node.until_ready("checked")?));
+    node.nodelet(&["exec", "checked", "--", "rm", "/tmp/well"])?;
+    let after = node.until_workload("checked", "no longer ready", is_ready(false))?;
+    ensure!(api::restarts(&after) == 0 && api::container_id(&after) == api::container_id(&before), "{after:#}");
+    // What is declared goes first.
+    let probe = "    livenessProbe: {exec: {command: ['true']}}\n";
+    node.apply(&workload("declared", "localhost:5000/test/checked:1", probe))?;
+    node.until_ready("declared")?;
+    Ok(())
+}
+
+/// nginx answers as gRPC's health service does, and by TLS with a certificate that nobody signed.
+const HEALTH: &str = "
+server {
+    listen 81 http2;
+    root /answers;
+    default_type application/grpc;
+    add_trailer grpc-status 0 always;
+    error_page 404 405 =200 /health;
+}
+server {
+    listen 443 ssl;
+    ssl_certificate /tls/tls.crt;
+    ssl_certificate_key /tls/tls.key;
+    location / { return 200; }
+}
+";
+
+fn grpc_and_https_are_probed(node: &mut Node) -> Result<()> {
+    node.namespaces.run([
+        "sh",
+        "-c",
+        "cd /run && openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out crt -days 2 -subj /CN=nobody 2>/dev/null",
+    ])?;
+    let encoded = |file: &str| node.namespaces.run(["base64", "-w0", file]);
+    let indented = HEALTH.replace('\n', "\n    ");
+    // The message `status: SERVING` behind its length.
+    let answer = "AAAAAAIIAQ==";
+    let manifest = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: health}}\ndata:\n  health.conf: |\n    {indented}\n\
+         binaryData: {{health: {answer}}}\n---\n\
+         apiVersion: v1\nkind: Secret\nmetadata: {{name: tls}}\ndata: {{tls.crt: {}, tls.key: {}}}\n",
+        encoded("/run/crt")?,
+        encoded("/run/key")?
+    );
+    node.apply(&manifest)?;
+    let server = |name: &str, readiness: &str| {
+        let more = format!(
+            "    readinessProbe: {{{readiness}, periodSeconds: 1, failureThreshold: 1}}\n    volumeMounts:\n    - {{name: health, \
+             mountPath: /etc/nginx/conf.d/more}}\n    - {{name: tls, mountPath: /tls}}\n    - {{name: health, mountPath: \
+             /answers}}\n    command: [sh, -c, 'sed \"s#^}}#include /etc/nginx/conf.d/more/*.conf;}}#\" /etc/nginx/nginx.conf > \
+             /tmp/n.conf && exec nginx -c /tmp/n.conf']\n  volumes: [{{name: health, configMap: {{name: health}}}}, {{name: tls, \
+             secret: {{secretName: tls}}}}]\n"
+        );
+        node.apply(&workload(name, "localhost:5000/shop/nginx:1", &more))
+    };
+    server("by-grpc", "grpc: {port: 81}")?;
+    server("by-https", "httpGet: {port: 443, scheme: HTTPS}")?;
+    node.until_ready("by-grpc")?;
+    node.until_ready("by-https")?;
+    // Neither is satisfied with just any server.
+    server("not-grpc", "grpc: {port: 80}")?;
+    server("not-https", "httpGet: {port: 80, scheme: HTTPS}")?;
+    for name in ["not-grpc", "not-https"] {
+        node.until_workload(name, "running and not ready", |workload| {
+            let status = &workload["status"]["containerStatuses"][0];
+            status["state"]["running"].is_object() && status["ready"] == false
+        })?;
+    }
+    node.namespaces.run(["sleep", "3"])?;
+    for name in ["not-grpc", "not-https"] {
+        let object = node.object("workloads", name)?.context("the workload")?;
+        ensure!(!api::ready(&object), "{name} is ready");
+    }
+    Ok(())
+}
+
+fn hooks_and_fields_of_the_node(node: &mut Node) -> Result<()> {
+    let asked = |path: &str| {
+        let log = node.nodelet(&["logs", "server"])?;
+        anyhow::Ok(log.contains(path).then_some(()))
+    };
+    node.apply(&workload("server", "localhost:5000/shop/nginx:1", "    ports: [{name: http, containerPort: 80}]\n"))?;
+    let server = node.until_ready("server")?;
+    let ip = server["status"]["addresses"][0]["ip"].as_str().context("an address")?;
+    let hooks = |path: &str| {
+        format!(
+            "    lifecycle:\n      postStart: {{sleep: {{seconds: 1}}}}\n      preStop: {{httpGet: {{host: {ip}, port: 80, path: \
+             /{path}}}}}\n"
+        )
+    };
+    let fields = "    resources: {limits: {cpu: 1500m, memory: 64Mi}}\n    env:\n    - {name: MINE, valueFrom: {fieldRef: \
+                  {fieldPath: status.podIP}}}\n    - {name: NODE, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}\n    - \
+                  {name: CPUS, valueFrom: {resourceFieldRef: {resource: limits.cpu}}}\n    - {name: MIB, valueFrom: \
+                  {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}\n    command: [sh, -c, 'echo mine $MINE cpus \
+                  $CPUS mib $MIB; sleep 1000000']\n";
+    let image = "localhost:5000/shop/busybox:1";
+    node.apply(&workload("hooked", image, &format!("{fields}{}", hooks("first"))))?;
+    let hooked = node.until_ready("hooked")?;
+    let own = hooked["status"]["addresses"][0]["ip"].as_str().context("an address")?;
+    until(PATIENCE, "its greeting", || {
+        let log = node.nodelet(&["logs", "hooked"])?;
+        Ok(log.contains(&format!("mine {own} cpus 2 mib 64")).then_some(()))
+    })?;
+    // The container that goes is asked in its own way, not in its successor's.
+    let text = workload("hooked", image, &format!("{SLEEP}{}", hooks("second")));
+    node.apply(&text.replace("terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 5"))?;
+    until(PATIENCE, "the hook of the first", || asked("GET /first"))?;
+    node.until_ready("hooked")?;
+    ensure!(asked("GET /second")?.is_none(), "the successor's hook ran");
+    node.nodelet(&["delete", "workload", "hooked"])?;
+    until(PATIENCE, "the hook of the second", || asked("GET /second"))?;
+    node.until_gone("workloads", "hooked")
+}
+
+fn changed_files_are_told_by_a_signal(node: &mut Node) -> Result<()> {
+    let config = |word: &str| {
+        node.apply(&format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: words}}, data: {{word: {word}}}}}"))
+    };
+    config("one")?;
+    let script = "    command: [sh, -c, 'trap \"echo told: \\$(cat /words/word)\" HUP; echo begun; while true; do sleep 0.1; done']\n";
+    let volume = "    volumeMounts: [{name: words, mountPath: /words}]\n  volumes: [{name: words, configMap: {name: words, \
+                  onChange: Signal}}]\n";
+    node.apply(&workload("listener", "localhost:5000/shop/busybox:1", &format!("{script}{volume}")))?;
+    node.until_ready("listener")?;
+    let pid = node.pid("listener")?;
+    let said = |what: &str| until(PATIENCE, what, || Ok(node.nodelet(&["logs", "listener"])?.contains(what).then_some(())));
+    said("begun")?;
+    config("two")?;
+    said("told: two")?;
+    ensure!(!node.nodelet(&["logs", "listener"])?.contains("told: one"), "told of what it began with");
+    ensure!(node.pid("listener")? == pid, "the container was replaced");
+    Ok(())
+}
+
+fn what_waits_and_what_is_in_the_way_is_named(node: &mut Node) -> Result<()> {
+    let with = |name: &str, spec: &str, image: &str| {
+        node.apply(&workload(name, image, SLEEP).replace("  containers:", &format!("  {spec}\n  containers:")))
+    };
+    let busybox = "localhost:5000/shop/busybox:1";
+    let reason = |name: &str, reason: &str| {
+        node.until_workload(name, reason, |workload| {
+            api::condition(workload, "Ready").is_some_and(|ready| ready["reason"] == reason)
+        })
+    };
+    // A cycle is refused, with its way round.
+    with("a", "dependsOn: [{name: b}]", busybox)?;
+    with("b", "dependsOn: [{name: c}]", busybox)?;
+    with("c", "dependsOn: [{name: a}]", busybox)?;
+    let refused = reason("c", "InvalidSpec")?;
+    let message = api::condition(&refused, "Ready").context("a condition")?["message"].to_string();
+    ensure!(message.contains("c > a > b > c"), "{message}");
+    // The last cause of a chain.
+    with("low", "restartPolicy: Always", "localhost:5000/shop/absent:1")?;
+    with("middle", "dependsOn: [{name: low, condition: Ready}]", busybox)?;
+    with("high", "dependsOn: [{name: middle, condition: Ready}]", busybox)?;
+    reason("high", "WaitingForDependency")?;
+    until(PATIENCE, "the cause", || {
+        let told = node.nodelet(&["why", "workload", "high"])?;
+        Ok((told.contains("low: ") && told.contains("shop/absent:1") && told.contains("try ")).then_some(()))
+    })?;
+    // A port has an owner with a name.
+    let port = format!("{SLEEP}    ports: [{{containerPort: 80, hostPort: 8071}}]\n");
+    node.apply(&workload("owner", busybox, &port))?;
+    node.until_ready("owner")?;
+    node.apply(&workload("rival", busybox, &port))?;
+    reason("rival", "PortConflict")?;
+    let told = node.nodelet(&["why", "workload", "rival"])?;
+    ensure!(told.contains("is taken by Workload default/owner") && told.contains("next try in"), "{told}");
+    Ok(())
 }

@@ -95,10 +95,12 @@ pub(crate) async fn until(
     }
 }
 
-/// Whether the object is ready as of that generation.
+/// Whether the object is ready as of that generation. A Workload whose old revision serves while the new one comes up
+/// is ready too, but not what is waited for.
 pub(crate) fn is_ready(object: &Value, generation: i64) -> bool {
     let observed = object["status"]["observedGeneration"].as_i64().unwrap_or_default();
-    observed >= generation && condition(object, "Ready").is_some_and(|ready| ready["status"] == "True")
+    let progressing = condition(object, "Progressing").is_some_and(|progressing| progressing["status"] == "True");
+    !progressing && observed >= generation && condition(object, "Ready").is_some_and(|ready| ready["status"] == "True")
 }
 
 /// The condition of this type.

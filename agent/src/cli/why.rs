@@ -7,6 +7,7 @@ use super::output::Paint;
 use super::session::Session;
 use super::wait::condition;
 use super::{Outcome, Usage, describe, events};
+use crate::client::Kind;
 
 #[derive(Debug, Args)]
 pub(crate) struct WhyArgs {
@@ -22,6 +23,9 @@ pub(crate) async fn why(args: &WhyArgs, session: &Session) -> anyhow::Result<Out
     };
     let object = session.object(kind, name).await?;
     let mut causes = causes(&object);
+    if kind.kind == "Workload" {
+        causes.extend(behind(session, kind, &object).await);
+    }
     for event in events::about(session, &object)
         .await
         .unwrap_or_default()
@@ -48,6 +52,36 @@ pub(crate) async fn why(args: &WhyArgs, session: &Session) -> anyhow::Result<Out
         session.output.line(format!("{indent}because {what}: {message}"))?;
     }
     Ok(Outcome::Done)
+}
+
+/// The causes of the Workloads that this one waits for, and of those that they wait for.
+async fn behind(session: &Session, kind: &Kind, object: &Value) -> Vec<(String, String)> {
+    let waits = |object: &Value| condition(object, "Ready").is_some_and(|c| c["reason"] == "WaitingForDependency");
+    let names = |object: &Value| -> Vec<String> {
+        let all = object["spec"]["dependsOn"].as_array().into_iter().flatten();
+        all.filter_map(|dependency| Some(dependency["name"].as_str()?.to_owned())).collect()
+    };
+    let mut known = vec![object["metadata"]["name"].as_str().unwrap_or_default().to_owned()];
+    let mut ahead = if waits(object) { names(object) } else { Vec::new() };
+    let mut found = Vec::new();
+    while let Some(name) = ahead.pop() {
+        if known.contains(&name) {
+            continue;
+        }
+        known.push(name.clone());
+        let Ok(other) = session.object(kind, &name).await else {
+            found.push((format!("workload {name}"), "does not exist".to_owned()));
+            continue;
+        };
+        if condition(&other, "Ready").is_some_and(|ready| ready["status"] == "True") {
+            continue;
+        }
+        found.extend(self::causes(&other).into_iter().map(|(what, message)| (format!("{name}: {what}"), message)));
+        if waits(&other) {
+            ahead.extend(names(&other));
+        }
+    }
+    found
 }
 
 /// From the general to the particular: Ready, the conditions it is made of, the containers.

@@ -17,15 +17,18 @@ use nodelet_drivers::cgroups::{self, Cgroups};
 use nodelet_drivers::failpoint::passed;
 use nodelet_drivers::ids::{ContainerId, IfName, NetworkKey, SandboxId};
 use nodelet_drivers::network::{self, AttachSpec, Attachment};
-use nodelet_drivers::runtime::{self, ContainerSpec, ExecSpec, Mount, MountSource, Namespace, Namespaces, Started};
+use nodelet_drivers::runtime::{self, ContainerSpec, Mount, MountSource, Namespace, Namespaces, Started};
 use nodelet_drivers::sandbox::{self, EtcPaths, NetNamespace, Sandbox};
 use nodelet_drivers::volumes::{self, Ephemeral, EphemeralSpec};
 
-use super::files;
-use super::model::{ContainerWish, Desired, MountWish, VolumeWish, log_target};
+use super::model::{ContainerWish, Desired, MountWish, Template, VolumeWish, log_target};
 use super::plan::{DRAIN, Plan, Step, Why, published_ports};
+use super::{env, files, hooks, probes};
 use crate::context::{Context, chain};
 use crate::names;
+
+/// A postStart hook may take this long.
+const POST_START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A step failed. The message says which; the cause is the driver's.
 #[derive(Debug, thiserror::Error)]
@@ -69,14 +72,12 @@ pub enum Error {
     #[error("deriving a name")]
     Name(#[from] nodelet_drivers::ids::InvalidId),
     /// A hook failed.
-    #[error("container {container}: the postStart hook ended with code {code}: {output}")]
+    #[error("container {container}: the postStart hook failed: {why}")]
     Hook {
         /// The container.
         container: String,
-        /// Its exit code.
-        code: u32,
-        /// The beginning of its output.
-        output: String,
+        /// In words, with the beginning of its output.
+        why: String,
     },
 }
 
@@ -127,6 +128,7 @@ impl Applier<'_> {
             Step::Remove { id } => {
                 self.on_container(id, "removing", self.ctx.drivers.runtime.remove(id)).await?;
                 self.ctx.stops.forget(id);
+                self.ctx.written.forget_container(id);
                 Ok(())
             }
             Step::Teardown { id } => teardown(self.ctx, id).await,
@@ -155,6 +157,13 @@ impl Applier<'_> {
                     digest,
                 };
                 self.start(&start).await
+            }
+            Step::Signal { id, content } => {
+                self.on_container(id, "signalling", self.ctx.drivers.runtime.kill(id, "SIGHUP", false)).await?;
+                self.ctx.written.tell(id, content.clone());
+                let note = format!("Sent SIGHUP to container {}: its files changed", self.container_name(id));
+                self.ctx.event(self.object, EventType::Normal, reasons::UPDATED, note).await;
+                Ok(())
             }
             Step::UpdateLimits { id, limits } => {
                 self.on_container(id, "changing the limits of", self.ctx.drivers.runtime.update_limits(id, limits))
@@ -192,8 +201,7 @@ impl Applier<'_> {
             _ => (EventType::Normal, reasons::KILLING),
         };
         self.ctx.event(self.object, type_, reason, note).await;
-        let mut wishes = self.desired.containers.iter().chain(self.desired.init.iter().filter(|wish| wish.sidecar));
-        let hook = wishes.find(|w| w.name == name).and_then(|w| w.pre_stop.clone());
+        let hooks::PreStop { hook, sandbox, ports } = hooks::pre_stop(self.ctx, self.object, self.desired, id);
         let drain = if why == Why::Superseded { DRAIN } else { Duration::ZERO };
         if hook.is_none() && drain.is_zero() {
             return send_stop(self.ctx, id).await.map_err(|source| Error::Runtime {
@@ -204,16 +212,16 @@ impl Applier<'_> {
         }
         // The hook may take the whole grace period; the workload's reconcile must not wait for it. If we are
         // killed meanwhile, the next start asks again.
-        let (ctx, id, grace) = (self.ctx.clone(), id.clone(), self.desired.grace);
+        let (ctx, id, grace, object) = (self.ctx.clone(), id.clone(), self.desired.grace, self.object.clone());
         self.ctx.tasks.spawn(async move {
             // What was on its way to it still arrives.
             tokio::time::sleep(drain).await;
-            if let Some(command) = hook {
-                let spec = ExecSpec { command, timeout: Some(grace) };
-                match ctx.drivers.runtime.exec(&id, &spec).await {
-                    Ok(result) if result.code == 0 => {}
-                    Ok(result) => tracing::warn!(container = %id, code = result.code, "preStop hook failed"),
-                    Err(error) => tracing::warn!(container = %id, error = %chain(&error), "preStop hook failed"),
+            if let (Some(hook), Some(sandbox)) = (hook, sandbox) {
+                let target = hooks::target(&ctx, &id, &sandbox, &ports).await;
+                if let Err(why) = hooks::run(&ctx, &target, &hook, grace).await {
+                    tracing::warn!(container = %id, why, "preStop hook failed");
+                    let note = format!("Container {name}: the preStop hook failed: {why}");
+                    ctx.event(&object, EventType::Warning, reasons::PRE_STOP_HOOK_FAILED, note).await;
                 }
             }
             if let Err(error) = send_stop(&ctx, &id).await {
@@ -285,7 +293,17 @@ impl Applier<'_> {
             .networks
             .take_ports(from, &self.desired.sandbox.spec.id, &ports)
             .await
-            .map_err(|source| Error::Network { doing: "publishing ports".to_owned(), source })
+            .map_err(|source| Error::Network { doing: "publishing ports".to_owned(), source: self.with_owner(source) })
+    }
+
+    /// Names the Workload that has a port, where the driver knows of its sandbox only.
+    fn with_owner(&self, error: network::Error) -> network::Error {
+        let network::Error::PortTaken { host_ip, host_port, protocol, owner } = error else { return error };
+        let id = owner.strip_prefix("sandbox ").and_then(|id| SandboxId::new(id).ok());
+        let uid = id.and_then(|id| self.ctx.sandboxes.owner(&id));
+        let workload = uid.and_then(|uid| self.ctx.workload_by_uid(&uid));
+        let owner = workload.map_or(owner, |workload| format!("Workload {}", crate::image_users::title(&workload)));
+        network::Error::PortTaken { host_ip, host_port, protocol, owner }
     }
 
     async fn write_files(&self) -> Result<(), Error> {
@@ -387,22 +405,17 @@ impl Applier<'_> {
 
     /// A failing postStart hook ends its container, as in Kubernetes.
     async fn post_start(&self, wish: &ContainerWish, id: &ContainerId) -> Result<(), Error> {
-        let Some(command) = wish.post_start.clone() else { return Ok(()) };
-        let spec = ExecSpec { command, timeout: Some(Duration::from_secs(60)) };
-        let runtime = &self.ctx.drivers.runtime;
-        let failed =
-            |source| Error::Runtime { container: wish.name.clone(), doing: "running its postStart hook", source };
-        let result = runtime.exec(id, &spec).await;
-        if matches!(&result, Ok(result) if result.code == 0) {
-            return Ok(());
-        }
-        runtime.kill(id, "SIGKILL", true).await.map_err(failed)?;
-        let result = result.map_err(failed)?;
-        Err(Error::Hook {
-            container: wish.name.clone(),
-            code: result.code,
-            output: String::from_utf8_lossy(&result.output).trim().chars().take(200).collect(),
-        })
+        let Some(hook) = &wish.post_start else { return Ok(()) };
+        let target = hooks::target(self.ctx, id, &self.desired.sandbox.spec.id, &wish.ports).await;
+        let Err(why) = hooks::run(self.ctx, &target, hook, POST_START_LIMIT).await else { return Ok(()) };
+        let container = wish.name.clone();
+        let killed = self.ctx.drivers.runtime.kill(id, "SIGKILL", true).await;
+        killed.map_err(|source| Error::Runtime {
+            container: container.clone(),
+            doing: "ending it after its postStart hook failed",
+            source,
+        })?;
+        Err(Error::Hook { container, why })
     }
 
     async fn container_spec(&self, start: &Start<'_>) -> Result<ContainerSpec, Error> {
@@ -417,15 +430,27 @@ impl Applier<'_> {
         for mount in &template.mounts {
             mounts.push(self.mount(mount).await?);
         }
+        let (own_addresses, node) = if uses_addresses(template) { self.addresses().await } else { Default::default() };
+        let fill = |text: &String| env::fill_in(text, &own_addresses, &node);
         let joined = |path: Option<PathBuf>| path.map_or(Namespace::Host, Namespace::Path);
+        let mut own_labels = self.labels(start);
+        if wish.probes.is_empty() && (!start.init || wish.sidecar) {
+            let failed = |source| Error::Runtime { container: wish.name.clone(), doing: "reading its image", source };
+            let wishes = self.ctx.drivers.runtime.image_wishes(start.image).await.map_err(failed)?;
+            let probe = wishes.health_check.as_ref().map(probes::of_image);
+            let text = probe.and_then(|probe| serde_json::to_string(&probe).ok());
+            if let Some(text) = text.filter(|text| text.len() <= hooks::LABEL_MAX) {
+                own_labels.insert(labels::HEALTHCHECK.to_owned(), text);
+            }
+        }
         Ok(ContainerSpec {
-            labels: self.labels(start),
+            labels: own_labels,
             sandbox: sandbox.spec.id.clone(),
             image: start.image.to_owned(),
-            command: template.command.clone(),
-            args: template.args.clone(),
+            command: template.command.iter().map(fill).collect(),
+            args: template.args.iter().map(fill).collect(),
             working_dir: template.working_dir.clone(),
-            env: template.env.clone(),
+            env: template.env.iter().map(|(name, value)| (name.clone(), fill(value))).collect(),
             tty: template.tty,
             stdin: template.stdin,
             namespaces: Namespaces {
@@ -448,6 +473,14 @@ impl Applier<'_> {
         })
     }
 
+    /// Those of the workload, and those by which the node is reached.
+    async fn addresses(&self) -> (Vec<IpAddr>, Vec<IpAddr>) {
+        let attachments = self.attachments().await.unwrap_or_default();
+        let own = attachments.iter().flat_map(|a| &a.addresses).map(ipnet::IpNet::addr).collect();
+        let node = crate::blocking(nodelet_drivers::host::addresses).await;
+        (own, crate::node_facts::reachable(&node.unwrap_or_default()))
+    }
+
     fn labels(&self, start: &Start<'_>) -> BTreeMap<String, String> {
         let mut all = self.desired.sandbox.spec.labels.clone();
         let own = [
@@ -462,6 +495,8 @@ impl Applier<'_> {
             (labels::IMAGE_DIGEST, start.digest.to_owned()),
         ];
         all.extend(own.map(|(key, value)| (key.to_owned(), value)));
+        all.extend(hooks::label(start.wish));
+        all.extend(start.wish.signal.clone().map(|content| (labels::HEARD.to_owned(), content)));
         if start.wish.sidecar
             && let Some(place) = self.desired.init.iter().position(|wish| wish.name == start.wish.name)
         {
@@ -561,4 +596,9 @@ struct Start<'a> {
 async fn send_stop(ctx: &Context, id: &ContainerId) -> Result<(), runtime::Error> {
     let signal = ctx.drivers.runtime.stop_signal(id).await?;
     ctx.drivers.runtime.kill(id, &signal, false).await
+}
+
+fn uses_addresses(template: &Template) -> bool {
+    let values = template.env.iter().map(|(_, value)| value);
+    values.chain(&template.command).chain(&template.args).any(|text| env::is_late(text))
 }

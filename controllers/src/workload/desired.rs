@@ -44,6 +44,8 @@ pub struct Place {
     pub cgroups: CgroupPath,
     /// The data directory, for profiles.
     pub data_dir: PathBuf,
+    /// Its CPUs and its memory in bytes: what a container without a limit can have.
+    pub capacity: (u32, u64),
 }
 
 impl Place {
@@ -53,6 +55,7 @@ impl Place {
             node: ctx.settings.node_name.clone(),
             cgroups: ctx.drivers.cgroups.parent().clone(),
             data_dir: ctx.settings.data_dir.clone(),
+            capacity: ctx.settings.capacity,
         }
     }
 }
@@ -436,14 +439,10 @@ impl Maker<'_> {
     }
 
     fn container(&mut self, path: &str, container: &Container) -> Result<ContainerWish, Invalid> {
-        let variables =
-            env::variables(self.object, container, path, &self.place.node, self.references, &mut self.waits)?;
+        let variables = env::variables(self.object, container, path, self.place, self.references, &mut self.waits)?;
         let map: BTreeMap<String, String> = variables.iter().cloned().collect();
         let expand = |words: &[String]| words.iter().map(|word| env::expand(word, &map)).collect();
         let (log_max_size, log_max_files) = logging(path, container)?;
-        let hook = |handler: Option<&nodelet_crds::workload::LifecycleHandler>| {
-            handler.and_then(|h| h.exec.as_ref()).map(|exec| exec.command.clone())
-        };
         let lifecycle = container.lifecycle.as_ref();
         let template = Template {
             command: expand(&container.command),
@@ -474,11 +473,19 @@ impl Maker<'_> {
                 readiness: container.readiness_probe.clone(),
             },
             ports: container.ports.iter().filter_map(|p| Some((p.name.clone()?, p.container_port))).collect(),
+            signal: self.signal(container),
             sidecar: container.restart_policy == Some(container::ContainerRestartPolicy::Always),
-            pre_stop: hook(lifecycle.and_then(|l| l.pre_stop.as_ref())),
-            post_start: hook(lifecycle.and_then(|l| l.post_start.as_ref())),
+            pre_stop: lifecycle.and_then(|l| l.pre_stop.clone()),
+            post_start: lifecycle.and_then(|l| l.post_start.clone()),
             template,
         })
+    }
+
+    fn signal(&self, container: &Container) -> Option<String> {
+        let mounts = container.volume_mounts.iter();
+        let content: BTreeMap<&str, &String> =
+            mounts.filter_map(|m| Some((m.name.as_str(), self.volumes.signal_on.get(&m.name)?))).collect();
+        (!content.is_empty()).then(|| names::short_hash(&format!("{content:?}"), 16))
     }
 
     fn mounts(&self, path: &str, container: &Container) -> Result<Vec<MountWish>, Invalid> {

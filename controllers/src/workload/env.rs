@@ -1,12 +1,15 @@
 //! Environment variables: from ConfigMaps, Secrets, fields and literals to values, in Kubernetes' order.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use kube::ResourceExt;
+use nodelet_crds::quantity::Quantity;
 use nodelet_crds::reasons;
-use nodelet_crds::workload::{Container, EnvVar, EnvVarSource, Workload};
+use nodelet_crds::workload::{Container, EnvVar, EnvVarSource, ResourceFieldSelector, Workload};
 
 use super::dereference::References;
+use super::desired::Place;
 use super::model::{About, Wait};
 use crate::invalid::Invalid;
 
@@ -15,7 +18,7 @@ pub fn variables(
     object: &Workload,
     container: &Container,
     path: &str,
-    node: &str,
+    place: &Place,
     references: &References,
     waits: &mut Vec<Wait>,
 ) -> Result<Vec<(String, String)>, Invalid> {
@@ -49,7 +52,7 @@ pub fn variables(
     }
     for (index, env) in container.env.iter().enumerate() {
         let path = format!("{path}.env[{index}]");
-        if let Some(value) = value(object, env, &path, node, references, waits)? {
+        if let Some(value) = value(object, container, env, &path, place, references, waits)? {
             let value = if env.value_from.is_none() { expand(&value, &variables.values) } else { value };
             variables.set(env.name.clone(), value);
         }
@@ -68,9 +71,10 @@ pub fn missing(kind: &str, name: &str, key: Option<&str>) -> Wait {
 
 fn value(
     object: &Workload,
+    container: &Container,
     env: &EnvVar,
     path: &str,
-    node: &str,
+    place: &Place,
     references: &References,
     waits: &mut Vec<Wait>,
 ) -> Result<Option<String>, Invalid> {
@@ -102,19 +106,93 @@ fn value(
         };
     }
     if let Some(selector) = field_ref {
-        return field(object, &selector.field_path, node).map(Some).ok_or_else(|| {
+        if let Some(late) = late(&selector.field_path) {
+            return Ok(Some(late));
+        }
+        return field(object, &selector.field_path, &place.node).map(Some).ok_or_else(|| {
             Invalid::field(
                 format!("{path}.valueFrom.fieldRef.fieldPath"),
                 format!(
                     "{:?} is not one of metadata.name, metadata.namespace, metadata.uid, metadata.labels['KEY'], \
-                         metadata.annotations['KEY'], spec.nodeName",
+                         metadata.annotations['KEY'], spec.nodeName, status.hostIP, status.hostIPs, status.podIP, status.podIPs",
                     selector.field_path
                 ),
             )
         });
     }
-    debug_assert!(resource_field_ref.is_none(), "refused as unsupported");
+    if let Some(selector) = resource_field_ref {
+        let name = selector.container_name.as_deref().unwrap_or(&container.name);
+        let all = object.spec.init_containers.iter().chain(&object.spec.containers);
+        let Some(of) = all.into_iter().find(|other| other.name == name) else {
+            let path = format!("{path}.valueFrom.resourceFieldRef.containerName");
+            return Err(Invalid::field(path, format!("there is no container {name:?}")));
+        };
+        return amount(of, selector, &format!("{path}.valueFrom.resourceFieldRef"), place.capacity).map(Some);
+    }
     Ok(None)
+}
+
+/// What stands for an address until it is known, which is when the container is made. It is no part of what makes a
+/// container another one: an address that changed with its sandbox restarts nothing by itself.
+const LATE: char = '\u{f8ff}';
+
+/// The placeholder of a field that is known late.
+fn late(path: &str) -> Option<String> {
+    let known = ["status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"];
+    known.contains(&path).then(|| format!("{LATE}{path}{LATE}"))
+}
+
+/// Whether there is anything to be filled in.
+pub fn is_late(text: &str) -> bool {
+    text.contains(LATE)
+}
+
+/// Puts the addresses where their placeholders are. On the node's network the workload has the node's addresses.
+pub fn fill_in(text: &str, workload: &[IpAddr], node: &[IpAddr]) -> String {
+    if !is_late(text) {
+        return text.to_owned();
+    }
+    let list = |all: &[IpAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (workload, node) = (list(if workload.is_empty() { node } else { workload }), list(node));
+    let first = |all: &[String]| all.first().cloned().unwrap_or_default();
+    [
+        ("status.hostIPs", node.join(",")),
+        ("status.podIPs", workload.join(",")),
+        ("status.hostIP", first(&node)),
+        ("status.podIP", first(&workload)),
+    ]
+    .into_iter()
+    .fold(text.to_owned(), |text, (path, value)| text.replace(&format!("{LATE}{path}{LATE}"), &value))
+}
+
+/// An amount in units of the divisor, rounded up. Without a limit it is what the node has, as in Kubernetes.
+pub fn amount(
+    container: &Container,
+    selector: &ResourceFieldSelector,
+    path: &str,
+    (cpus, memory): (u32, u64),
+) -> Result<String, Invalid> {
+    let resources = container.resources.clone().unwrap_or_default();
+    let (kind, what) = selector.resource.split_once('.').unwrap_or_default();
+    let limit = resources.limits.as_ref();
+    let declared = if kind == "limits" { limit } else { resources.requests.as_ref().or(limit) };
+    let bad = |field: &str, error| Invalid::field(format!("{path}.{field}"), error);
+    let (value, unit) = match what {
+        "cpu" => {
+            let found = declared.and_then(|amounts| amounts.cpu.as_ref()).map(Quantity::milli_cpu).transpose();
+            let unit = selector.divisor.as_ref().map_or(Ok(1000), Quantity::milli_cpu);
+            (found.map(|n| n.or((kind == "limits").then_some(u64::from(cpus) * 1000))), unit)
+        }
+        "memory" => {
+            let found = declared.and_then(|amounts| amounts.memory.as_ref()).map(Quantity::bytes).transpose();
+            let unit = selector.divisor.as_ref().map_or(Ok(1), Quantity::bytes);
+            (found.map(|n| n.or((kind == "limits").then_some(memory))), unit)
+        }
+        other => return Err(bad("resource", format!("{other:?} is none of cpu and memory"))),
+    };
+    let value = value.map_err(|error| bad("resource", error.to_string()))?.unwrap_or(0);
+    let unit = unit.map_err(|error| bad("divisor", error.to_string()))?.max(1);
+    Ok(value.div_ceil(unit).to_string())
 }
 
 /// The value of a field of the object, as the downward API names it; an absent label or annotation is empty.
@@ -216,6 +294,36 @@ mod tests {
         ] {
             assert_eq!(expand(text, &variables), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn addresses_are_filled_in_late() {
+        let (own, node) = (["10.1.0.2".parse().unwrap(), "fd00::2".parse().unwrap()], ["192.0.2.1".parse().unwrap()]);
+        let text = ["status.podIP", "status.podIPs", "status.hostIP"].map(|path| late(path).unwrap()).join(" ");
+        assert_eq!(fill_in(&text, &own, &node), "10.1.0.2 10.1.0.2,fd00::2 192.0.2.1");
+        assert_eq!(fill_in(&text, &[], &node), "192.0.2.1 192.0.2.1 192.0.2.1");
+        assert_eq!(fill_in("plain", &own, &node), "plain");
+        assert_eq!(late("metadata.name"), None);
+    }
+
+    #[test]
+    fn amounts_are_rounded_up_and_default_to_the_node() {
+        let container = |resources: serde_json::Value| -> Container {
+            serde_json::from_value(serde_json::json!({"name": "c", "image": "i", "resources": resources})).unwrap()
+        };
+        let of = |resource: &str, divisor: Option<&str>, resources: serde_json::Value| {
+            let selector = serde_json::json!({"resource": resource, "divisor": divisor});
+            amount(&container(resources), &serde_json::from_value(selector).unwrap(), "p", (4, 1 << 30)).unwrap()
+        };
+        let some = serde_json::json!({"limits": {"cpu": "1500m", "memory": "100Mi"}, "requests": {"cpu": "250m"}});
+        assert_eq!(of("limits.cpu", None, some.clone()), "2");
+        assert_eq!(of("limits.cpu", Some("1m"), some.clone()), "1500");
+        assert_eq!(of("requests.cpu", Some("1m"), some.clone()), "250");
+        assert_eq!(of("limits.memory", Some("1Mi"), some.clone()), "100");
+        assert_eq!(of("limits.memory", None, some), (100u64 << 20).to_string());
+        assert_eq!(of("limits.cpu", None, serde_json::json!({})), "4");
+        assert_eq!(of("limits.memory", Some("1Gi"), serde_json::json!({})), "1");
+        assert_eq!(of("requests.memory", None, serde_json::json!({})), "0");
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use nodelet_drivers::ids::SandboxId;
+use nodelet_drivers::ids::{ContainerId, SandboxId};
 use nodelet_drivers::volumes::Ephemeral;
 use sha2::{Digest, Sha256};
 
@@ -12,6 +12,8 @@ use sha2::{Digest, Sha256};
 #[derive(Default)]
 pub struct Written {
     prints: Mutex<HashMap<SandboxId, HashMap<String, [u8; 32]>>>,
+    /// What containers were told by a signal. Forgotten with the agent: they are then told once more.
+    heard: Mutex<HashMap<ContainerId, String>>,
 }
 
 impl Written {
@@ -23,6 +25,21 @@ impl Written {
     /// Whether `volume` of `sandbox` has this fingerprint.
     pub fn is_current(&self, sandbox: &SandboxId, volume: &str, print: &[u8; 32]) -> bool {
         self.lock().get(sandbox).and_then(|volumes| volumes.get(volume)) == Some(print)
+    }
+
+    /// The container was told of this content.
+    pub fn tell(&self, id: &ContainerId, content: String) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), content);
+    }
+
+    /// The content that the container was told of last.
+    pub fn heard(&self, id: &ContainerId) -> Option<String> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// The container is gone.
+    pub fn forget_container(&self, id: &ContainerId) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
     /// The sandbox is gone.

@@ -129,6 +129,7 @@ impl Node<'_> {
             }
             Step::WriteFiles => "write the files that containers share".to_owned(),
             Step::Start { container, image, .. } => format!("start container {container} from {image}"),
+            Step::Signal { id, .. } => format!("send SIGHUP to container {}: files of it changed", self.name(id)),
             Step::UpdateLimits { id, .. } => format!("change the limits of container {} in place", self.name(id)),
         }
     }
@@ -183,6 +184,7 @@ impl Node<'_> {
                 self.sandbox().ports = wanted.into_iter().map(|port| (port, true)).collect();
             }
             Step::WriteFiles => self.observed.outdated_files.clear(),
+            Step::Signal { id, content } => self.of(id).for_each(|c| c.heard = Some(content.clone())),
             Step::UpdateLimits { id, limits } => self.of(id).for_each(|c| c.container.limits = limits.clone()),
             Step::Start { container, init, attempt, restarts, failures, image, .. } => {
                 let list = if *init { &self.desired.init } else { &self.desired.containers };
@@ -207,6 +209,7 @@ impl Node<'_> {
                     restarts: *restarts,
                     failures: *failures,
                     hash: wish.hash.clone(),
+                    heard: wish.signal.clone(),
                     stopping: None,
                     health: Health::default(),
                 });

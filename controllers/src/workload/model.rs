@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use nodelet_crds::workload::RestartPolicy;
+use nodelet_crds::workload::{LifecycleHandler, RestartPolicy};
 use nodelet_drivers::cgroups::Limits;
 use nodelet_drivers::ids::{CgroupPath, ContainerId, NetworkKey, SandboxId};
 use nodelet_drivers::images::Fetch;
@@ -173,10 +173,12 @@ pub struct ContainerWish {
     pub ports: Vec<(String, u16)>,
     /// An init container that runs for as long as the containers do.
     pub sidecar: bool,
+    /// A hash of the content of those of its volumes whose change is told to it by a signal.
+    pub signal: Option<String>,
     /// Run before the stop signal.
-    pub pre_stop: Option<Vec<String>>,
+    pub pre_stop: Option<LifecycleHandler>,
     /// Run after the start.
-    pub post_start: Option<Vec<String>>,
+    pub post_start: Option<LifecycleHandler>,
 }
 
 /// The probes of a container.
@@ -314,6 +316,8 @@ pub struct SeenContainer {
     pub failures: u32,
     /// [`ContainerWish::hash`] it was made from.
     pub hash: String,
+    /// [`ContainerWish::signal`] that it was started with or told of since.
+    pub heard: Option<String>,
     /// How long ago it was asked to stop, by the monotonic clock.
     pub stopping: Option<Duration>,
     /// What the probes say.

@@ -108,12 +108,17 @@ fn seen(ctx: &Context, object: &Workload, desired: &Desired, container: Containe
     let number = |key: &str| label(key).parse().unwrap_or(0);
     let name = label(labels::CONTAINER);
     // Until its prober runs, a container is as its status knew it, or as one that was just started.
-    let wish = desired.init.iter().chain(&desired.containers).find(|wish| wish.name == name);
+    // What another revision runs has proved itself, or its prober says otherwise.
+    let mine = label(labels::SANDBOX) == desired.sandbox.spec.id.as_str();
+    let wish = desired.init.iter().chain(&desired.containers).find(|wish| mine && wish.name == name);
     let health = ctx
         .probers
         .health(&container.id)
         .or_else(|| super::status::known_health(object, &container.id))
-        .unwrap_or_else(|| wish.map_or_else(Health::default, |wish| super::probes::initial(&wish.probes)));
+        .unwrap_or_else(|| match wish {
+            Some(wish) => super::probes::initial(&super::probes::of(Some(&wish.probes), &container.labels)),
+            None => Health::default(),
+        });
     SeenContainer {
         name,
         init: label(labels::TYPE) == labels::TYPE_INIT,
@@ -123,6 +128,7 @@ fn seen(ctx: &Context, object: &Workload, desired: &Desired, container: Containe
         restarts: number(labels::RESTARTS),
         failures: number(labels::FAILURES),
         hash: label(labels::SPEC_HASH),
+        heard: ctx.written.heard(&container.id).or_else(|| container.labels.get(labels::HEARD).cloned()),
         stopping: ctx.stops.since(&container.id),
         health,
         container,

@@ -49,7 +49,8 @@ pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
 async fn clear(ctx: &Context) -> Result<(), kube::Error> {
     let Some(containers) = ctx.containers.all() else { return Ok(()) };
     let owned = by_owner(containers, ctx.sandboxes.owners());
-    if owned.is_empty() {
+    let recorded = ctx.histories.recorded().await;
+    if owned.is_empty() && recorded.is_empty() {
         return Ok(());
     }
     // Asked anew: the watch may lag behind a Workload made this instant.
@@ -62,6 +63,9 @@ async fn clear(ctx: &Context) -> Result<(), kube::Error> {
         .collect();
     let orphans: Vec<_> = owned.into_iter().filter(|(uid, _)| !known.contains(uid)).collect();
     if orphans.is_empty() {
+        if !known.is_empty() {
+            forget(ctx, recorded, &known).await;
+        }
         return Ok(());
     }
     if known.is_empty() {
@@ -76,7 +80,17 @@ async fn clear(ctx: &Context) -> Result<(), kube::Error> {
     for (uid, containers) in orphans {
         remove(ctx, &uid, containers).await;
     }
+    forget(ctx, recorded, &known).await;
     Ok(())
+}
+
+/// Removes the records of revisions of Workloads that are gone.
+async fn forget(ctx: &Context, recorded: Vec<String>, known: &std::collections::BTreeSet<String>) {
+    for uid in recorded.into_iter().filter(|uid| !known.contains(uid)) {
+        if let Err(error) = ctx.histories.remove(&uid).await {
+            tracing::warn!(uid, "removing a record of revisions: {error}");
+        }
+    }
 }
 
 fn by_owner(containers: Vec<Container>, sandbox_owners: Vec<String>) -> BTreeMap<String, Vec<Container>> {

@@ -120,6 +120,13 @@ pub enum Step {
         /// Its digest.
         digest: String,
     },
+    /// Tell a container by SIGHUP that files it mounts have changed.
+    Signal {
+        /// The container.
+        id: ContainerId,
+        /// The content, as a hash.
+        content: String,
+    },
     /// Change limits in place.
     UpdateLimits {
         /// The container.

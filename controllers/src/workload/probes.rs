@@ -4,13 +4,15 @@
 //! task begins with what the status says of that very container, so that a restart of the agent neither flaps
 //! readiness nor runs a startup probe again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kube::runtime::reflector::ObjectRef;
-use nodelet_crds::workload::{Probe, Workload};
+use nodelet_crds::labels;
+use nodelet_crds::workload::{ExecAction, Probe, Workload};
 use nodelet_drivers::ids::ContainerId;
+use nodelet_drivers::runtime::HealthCheck;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -20,7 +22,7 @@ use crate::context::Context;
 
 mod check;
 
-pub use check::Target;
+pub use check::{Target, http_get};
 
 /// The probing tasks of the node.
 pub struct Probers {
@@ -92,6 +94,30 @@ impl Probers {
     /// Ends all tasks.
     pub fn clear(&self) {
         self.retain(|_| false);
+    }
+}
+
+/// The probes of a container: those declared, else what its image's HEALTHCHECK makes.
+pub fn of(declared: Option<&Probes>, container: &BTreeMap<String, String>) -> Probes {
+    let declared = declared.cloned().unwrap_or_default();
+    let label = container.get(labels::HEALTHCHECK).filter(|_| declared.is_empty());
+    match label.and_then(|text| serde_json::from_str(text).ok()) {
+        Some(readiness) => Probes { readiness: Some(readiness), ..declared },
+        None => declared,
+    }
+}
+
+/// A HEALTHCHECK as a readiness probe: as with Docker, a container that fails it is told of and not restarted.
+/// Before its first success a container is not ready in any case, so that the start period needs no mention.
+pub fn of_image(check: &HealthCheck) -> Probe {
+    let seconds = |time: Duration| u32::try_from(time.as_secs_f64().ceil() as u64).unwrap_or(u32::MAX).max(1);
+    Probe {
+        exec: Some(ExecAction { command: check.command.clone() }),
+        period_seconds: seconds(check.interval),
+        timeout_seconds: seconds(check.timeout),
+        failure_threshold: check.retries.max(1),
+        success_threshold: 1,
+        ..Probe::default()
     }
 }
 
@@ -259,6 +285,25 @@ mod tests {
         expected[3] = Some(Verdict::Success);
         expected[10] = Some(Verdict::Failure);
         assert_eq!(verdicts, expected);
+    }
+
+    #[test]
+    fn a_health_check_counts_unless_a_probe_is_declared() {
+        let check = HealthCheck {
+            command: vec!["check".to_owned()],
+            interval: Duration::from_millis(1500),
+            timeout: Duration::from_secs(30),
+            start_period: Duration::ZERO,
+            retries: 4,
+        };
+        let text = serde_json::to_string(&of_image(&check)).unwrap();
+        let container = BTreeMap::from([(labels::HEALTHCHECK.to_owned(), text)]);
+        let readiness = of(Some(&Probes::default()), &container).readiness.unwrap();
+        assert_eq!((readiness.period_seconds, readiness.timeout_seconds, readiness.failure_threshold), (2, 30, 4));
+        assert_eq!(readiness.exec.unwrap().command, ["check"]);
+        let declared = Probes { liveness: Some(Probe::default()), ..Default::default() };
+        assert_eq!(of(Some(&declared), &container), declared);
+        assert!(of(None, &BTreeMap::new()).is_empty());
     }
 
     #[test]

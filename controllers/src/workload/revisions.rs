@@ -314,6 +314,17 @@ impl Histories {
         }
     }
 
+    /// The uids that there are records of.
+    pub async fn recorded(&self) -> Vec<String> {
+        let directory = self.directory.clone();
+        crate::blocking(move || {
+            let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+            let files = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "json"));
+            files.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect()
+        })
+        .await
+    }
+
     /// Notes that the revision is wanted, and whether it is healthy now. Returns how far it is and how long it has
     /// been healthy.
     pub fn observe(&self, uid: &str, revision: &str, healthy: bool) -> (Progress, Option<Duration>) {

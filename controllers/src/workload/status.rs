@@ -435,6 +435,9 @@ impl Seen<'_> {
     }
 
     fn ready(&self, phase: WorkloadPhase, containers: &[ContainerStatus]) -> (bool, &'static str, String) {
+        if let Some(stuck) = self.plan.holds.iter().find(|hold| hold.reason == reasons::KILL_FAILED) {
+            return (false, stuck.reason, format!("container {} {}", stuck.container, stuck.message));
+        }
         match phase {
             WorkloadPhase::Succeeded => return (false, reasons::COMPLETED, "all containers ended well".to_owned()),
             WorkloadPhase::Stopped => return (false, reasons::STOPPED, "spec.stopped is true".to_owned()),
@@ -454,10 +457,17 @@ impl Seen<'_> {
         if self.desired.intent == Intent::Delete {
             return (false, reasons::TERMINATING, "being deleted".to_owned());
         }
+        if self.predecessor_serves() {
+            let hold = self.plan.holds.first();
+            let why = hold.map_or_else(String::new, |hold| format!(": container {}: {}", hold.container, hold.message));
+            return (true, reasons::RUNNING, format!("the revision before serves until this one is healthy{why}"));
+        }
         if let Some(hold) = self.plan.holds.first() {
             return (false, hold.reason, format!("container {}: {}", hold.container, hold.message));
         }
-        if let Some(old) = self.outdated() {
+        // What has taken over serves while its predecessor is on its way out.
+        let took_over = self.desired.update.start_first && super::update::is_healthy(self.desired, self.observed);
+        if let Some(old) = self.outdated().filter(|_| !took_over) {
             return (false, reasons::PROGRESSING, format!("container {old} still runs an earlier specification"));
         }
         let unready: Vec<&str> = containers.iter().filter(|c| !c.ready).map(|c| c.name.as_str()).collect();
@@ -474,6 +484,18 @@ impl Seen<'_> {
 }
 
 impl Seen<'_> {
+    /// With StartFirst: containers of another revision that are all ready and were not asked to stop.
+    fn predecessor_serves(&self) -> bool {
+        let ours = self.desired.sandbox.spec.id.as_str();
+        let serving = self.observed.serving.as_ref().or(self.observed.last_good.as_ref());
+        let Some(old) = serving.map(|id| id.as_str()).filter(|id| *id != ours) else { return false };
+        let mut all = self.observed.containers.iter().filter(|c| !c.init && c.sandbox == old).peekable();
+        let serves = |c: &SeenContainer| {
+            c.is_live() && c.stopping.is_none() && c.health.started && c.health.ready && !c.health.failed
+        };
+        self.desired.update.start_first && all.peek().is_some() && all.all(serves)
+    }
+
     /// A container that runs, and not as it is wanted now.
     fn outdated(&self) -> Option<&str> {
         let sandbox = self.desired.sandbox.spec.id.as_str();
@@ -544,6 +566,7 @@ async fn announce(ctx: &Context, object: &Workload, status: &WorkloadStatus) {
         reasons::NOT_FOUND,
         reasons::DEADLINE_EXCEEDED,
         reasons::BACKOFF_LIMIT_EXCEEDED,
+        reasons::KILL_FAILED,
     ];
     if let Some((_, reason)) = &new
         && old != new

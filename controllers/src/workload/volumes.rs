@@ -29,6 +29,8 @@ pub struct Volumes {
     pub waiting: BTreeSet<String>,
     /// Volumes whose access mode allows reading only.
     pub read_only: BTreeSet<String>,
+    /// For `onChange: Signal`: a hash of the content, by volume.
+    pub signal_on: BTreeMap<String, String>,
     /// For `onChange: Restart`: a hash of the content, by volume.
     pub restart_on: BTreeMap<String, String>,
 }
@@ -112,9 +114,14 @@ pub fn volumes(
 }
 
 fn changing(volumes: &mut Volumes, name: &str, files: Ephemeral, on_change: OnChange) -> VolumeWish {
-    if on_change == OnChange::Restart {
+    let all = match on_change {
+        OnChange::Update => None,
+        OnChange::Restart => Some(&mut volumes.restart_on),
+        OnChange::Signal => Some(&mut volumes.signal_on),
+    };
+    if let Some(all) = all {
         let print = fingerprint(&files);
-        volumes.restart_on.insert(name.to_owned(), short_hash(&format!("{print:?}"), 16));
+        all.insert(name.to_owned(), short_hash(&format!("{print:?}"), 16));
     }
     VolumeWish::Ephemeral(files)
 }

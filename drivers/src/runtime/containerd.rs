@@ -10,13 +10,13 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
 use super::exits::Exits;
-use super::image::ImageCache;
+use super::image::{self, ImageCache};
 use super::list::Known;
 use super::node::Node;
 use super::shims::Shims;
 use super::{
-    Container, ContainerSpec, Error, ExecResult, ExecSpec, Program, Runtime, RuntimeEvent, RuntimeInfo, Session,
-    Started, Streams, attach, create, events, exec, info, limits, list, remove, signal, start, sweep,
+    Container, ContainerSpec, Error, ExecResult, ExecSpec, ImageWishes, Program, Runtime, RuntimeEvent, RuntimeInfo,
+    Session, Started, Streams, attach, create, events, exec, info, limits, list, remove, signal, start, sweep,
 };
 use crate::cgroups::Limits;
 use crate::containerd::Containerd;
@@ -185,6 +185,11 @@ impl Runtime for ContainerdRuntime {
 
     async fn kill(&self, id: &ContainerId, signal: &str, all: bool) -> Result<(), Error> {
         signal::kill(&self.shared, id, signal, all).await
+    }
+
+    async fn image_wishes(&self, image: &str) -> Result<ImageWishes, Error> {
+        let facts = image::facts(&self.shared, image).await?;
+        Ok(ImageWishes { health_check: facts.health_check.clone() })
     }
 
     async fn stop_signal(&self, id: &ContainerId) -> Result<String, Error> {

@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use containerd_client::services::v1::{GetImageRequest, ReadContentRequest};
 use oci_spec::image::{ImageConfiguration, ImageIndex, ImageManifest};
+use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::Error;
 use super::accounts::Accounts;
 use super::containerd::Shared;
+use super::{Error, HealthCheck};
 use crate::containerd::{absent_ok, is_not_found};
 
 /// Manifests and configurations are small; anything larger is not one.
@@ -24,6 +26,8 @@ pub(super) struct ImageFacts {
     pub(super) chain_id: String,
     /// The `config` object: ENTRYPOINT, CMD, ENV, USER, …
     pub(super) config: oci_spec::image::Config,
+    /// Its HEALTHCHECK, unless that is `NONE`.
+    pub(super) health_check: Option<HealthCheck>,
     /// Its users and groups; known after the first container of it.
     pub(super) accounts: std::sync::OnceLock<Accounts>,
 }
@@ -80,11 +84,60 @@ async fn read_facts(shared: &Shared, name: &str, digest: &str, media_type: &str)
     let config_digest = manifest.config().digest().to_string();
     let raw = read_blob(shared, &config_digest, doing).await?.ok_or_else(|| missing(&config_digest))?;
     let image: ImageConfiguration = serde_json::from_slice(&raw).map_err(broken)?;
+    let docker: DockerConfiguration = serde_json::from_slice(&raw).unwrap_or_default();
     Ok(ImageFacts {
+        health_check: docker.config.and_then(|config| config.healthcheck).and_then(DockerHealthCheck::read),
         chain_id: chain_id(image.rootfs().diff_ids()),
         config: image.config().clone().unwrap_or_default(),
         accounts: std::sync::OnceLock::new(),
     })
+}
+
+/// What Docker keeps in the configuration beside what the OCI specification knows.
+#[derive(Debug, Default, Deserialize)]
+struct DockerConfiguration {
+    config: Option<DockerConfig>,
+}
+
+#[derive(Debug, Deserialize)]
+struct DockerConfig {
+    #[serde(rename = "Healthcheck")]
+    healthcheck: Option<DockerHealthCheck>,
+}
+
+/// Times in nanoseconds; 0 stands for Docker's default.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct DockerHealthCheck {
+    test: Option<Vec<String>>,
+    interval: i64,
+    timeout: i64,
+    start_period: i64,
+    retries: i64,
+}
+
+impl DockerHealthCheck {
+    fn read(self) -> Option<HealthCheck> {
+        let test = self.test.unwrap_or_default();
+        let (how, rest) = test.split_first()?;
+        let command = match how.as_str() {
+            "CMD" if !rest.is_empty() => rest.to_vec(),
+            // Docker takes the image's SHELL, and almost always that is this one.
+            "CMD-SHELL" => vec!["/bin/sh".to_owned(), "-c".to_owned(), rest.first()?.clone()],
+            _ => return None,
+        };
+        let time = |nanoseconds: i64, default: u64| match u64::try_from(nanoseconds) {
+            Ok(0) | Err(_) => Duration::from_secs(default),
+            Ok(nanoseconds) => Duration::from_nanos(nanoseconds),
+        };
+        Some(HealthCheck {
+            command,
+            interval: time(self.interval, 30),
+            timeout: time(self.timeout, 30),
+            start_period: time(self.start_period, 0),
+            retries: u32::try_from(self.retries).ok().filter(|retries| *retries > 0).unwrap_or(3),
+        })
+    }
 }
 
 /// The manifest that is on the node, of those for this node's platform.
@@ -155,6 +208,34 @@ fn chain_id(diff_ids: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn health_checks_are_read_as_docker_writes_them() {
+        let read = |text: &str| {
+            let docker: DockerConfiguration = serde_json::from_str(text).unwrap();
+            docker.config.and_then(|config| config.healthcheck).and_then(DockerHealthCheck::read)
+        };
+        let check = read(
+            r#"{"config": {"Healthcheck": {"Test": ["CMD-SHELL", "true || false"], "Interval": 1500000000,
+                "Timeout": 2000000000, "StartPeriod": 3000000000, "Retries": 4}}}"#,
+        )
+        .unwrap();
+        assert_eq!(check.command, ["/bin/sh", "-c", "true || false"]);
+        assert_eq!((check.interval, check.timeout), (Duration::from_millis(1500), Duration::from_secs(2)));
+        assert_eq!((check.start_period, check.retries), (Duration::from_secs(3), 4));
+        let plain = read(r#"{"config": {"Healthcheck": {"Test": ["CMD", "/bin/check", "-q"]}}}"#).unwrap();
+        assert_eq!((plain.command, plain.retries), (vec!["/bin/check".to_owned(), "-q".to_owned()], 3));
+        assert_eq!(plain.interval, Duration::from_secs(30));
+        for none in [
+            "{}",
+            r#"{"config": {}}"#,
+            r#"{"config": {"Healthcheck": {"Test": ["NONE"]}}}"#,
+            r#"{"config": {"Healthcheck": {"Test": []}}}"#,
+            r#"{"config": {"Healthcheck": {"Interval": 5}}}"#,
+        ] {
+            assert_eq!(read(none), None, "{none}");
+        }
+    }
 
     #[test]
     fn chain_ids_follow_the_specification() {

@@ -8,6 +8,7 @@
 //! | `test/crashes` | exits with 3 after a moment |
 //! | `test/ignores-term` | ends on SIGKILL only |
 //! | `test/floods` | writes to its log as fast as it can |
+//! | `test/checked` | sleeps; its HEALTHCHECK asks for `/tmp/well` each second |
 //! | `test/eats-memory` | takes memory until it is killed |
 
 use std::fs;
@@ -78,6 +79,7 @@ fn write_all(built: &Built) -> Result<()> {
     for name in ["counter", "crashes", "ignores-term", "floods", "eats-memory"] {
         push(&format!("test/{name}"), &misbehaving(&base, name)?)?;
     }
+    push("test/checked", &checked(&base)?)?;
     store::oci_archive(&built.oci_archive, ARCHIVED, &base)?;
     store::docker_archive(&built.docker_archive, ARCHIVED, &base)?;
     store::oci_layout(&built.oci_layout, ARCHIVED, &base)
@@ -190,6 +192,12 @@ fn postgres(base: &Image) -> Result<Image> {
     let config = json!({"Entrypoint": ["entrypoint"], "User": SERVICE_USER.to_string(), "ExposedPorts": {"5432/tcp": {}},
                         "Env": ["PATH=/usr/bin:/usr/sbin", "PGDATA=/var/lib/postgresql/data"], "StopSignal": "SIGINT"});
     Image::on(base, layer, config)
+}
+
+fn checked(base: &Image) -> Result<Image> {
+    let check = json!({"Test": ["CMD-SHELL", "test -e /tmp/well"], "Interval": 1_000_000_000, "Retries": 2});
+    let config = json!({"Cmd": ["sleep", "2147483647"], "Env": ["PATH=/usr/bin:/usr/sbin"], "Healthcheck": check});
+    Image::on(base, LayerBuilder::default(), config)
 }
 
 fn misbehaving(base: &Image, name: &str) -> Result<Image> {

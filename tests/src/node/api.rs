@@ -37,7 +37,9 @@ impl Node {
 pub fn ready(object: &Value) -> bool {
     let generation = &object["metadata"]["generation"];
     let current = object["status"]["observedGeneration"] == *generation;
-    current && condition(object, "Ready").is_some_and(|condition| condition["status"] == "True")
+    // With StartFirst the old revision is ready while the new one comes up.
+    let progressing = condition(object, "Progressing").is_some_and(|condition| condition["status"] == "True");
+    current && !progressing && condition(object, "Ready").is_some_and(|condition| condition["status"] == "True")
 }
 
 /// A condition by its type.

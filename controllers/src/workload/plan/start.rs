@@ -81,8 +81,14 @@ impl Planner<'_> {
             }
         } else if current.health.failed {
             self.stop(current, Why::Unhealthy);
-        } else if current.container.limits != wish.limits {
-            self.plan.steps.push(Step::UpdateLimits { id: current.id().clone(), limits: wish.limits.clone() });
+        } else {
+            if current.container.limits != wish.limits {
+                self.plan.steps.push(Step::UpdateLimits { id: current.id().clone(), limits: wish.limits.clone() });
+            }
+            // Its files were written before.
+            if let Some(content) = wish.signal.as_ref().filter(|content| current.heard.as_ref() != Some(content)) {
+                self.plan.steps.push(Step::Signal { id: current.id().clone(), content: content.clone() });
+            }
         }
     }
 

@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use nodelet_crds::reasons;
 use nodelet_drivers::runtime::TaskState;
 
-use super::{DRAIN, Planner, Step, Why};
+use super::{DRAIN, Hold, Planner, Step, Why};
 use crate::workload::model::SeenContainer;
+
+/// Who lives for this long after it was killed is told of.
+const UNKILLABLE: Duration = Duration::from_secs(10);
 
 impl<'a> Planner<'a> {
     /// Rule 1.
@@ -112,6 +116,18 @@ impl<'a> Planner<'a> {
                 self.again(grace);
             }
             Some(asked) if asked >= grace => {
+                let overdue = asked - grace;
+                if overdue >= UNKILLABLE {
+                    self.plan.holds.push(Hold {
+                        container: container.name.clone(),
+                        reason: reasons::KILL_FAILED,
+                        message: format!(
+                            "does not end though it was killed {} s ago: a process of it waits in the kernel, as for a \
+                             disk or a file server that does not answer; it is tried again",
+                            overdue.as_secs() / 10 * 10
+                        ),
+                    });
+                }
                 self.plan.steps.push(Step::Kill { id: container.id().clone() });
                 // Its exit wakes us; this only guards against a lost event.
                 self.again(Duration::from_secs(2));

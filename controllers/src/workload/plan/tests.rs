@@ -58,6 +58,7 @@ fn wish(name: &str) -> ContainerWish {
         hash: "h1".to_owned(),
         probes: Probes::default(),
         ports: vec![],
+        signal: None,
         sidecar: false,
         pre_stop: None,
         post_start: None,
@@ -120,6 +121,7 @@ fn container(name: &str, attempt: u32, state: TaskState) -> SeenContainer {
         restarts: attempt,
         failures: 0,
         hash: "h1".to_owned(),
+        heard: None,
         stopping: None,
         health: Health::default(),
     }
@@ -199,6 +201,7 @@ fn short(step: &Step) -> String {
         Step::Start { container, attempt, restarts, failures, .. } => {
             format!("start {container} {attempt} r{restarts} f{failures}")
         }
+        Step::Signal { id, .. } => format!("signal {id}"),
         Step::UpdateLimits { id, .. } => format!("limits {id}"),
     }
 }

@@ -75,7 +75,7 @@ async fn stream(target: &Target, host: Option<&str>, port: &IntOrString) -> Resu
 }
 
 /// Any status from 200 to 399 is a success, as in Kubernetes. Redirects are not followed.
-async fn http_get(target: &Target, action: &HttpGetAction) -> Result<(), String> {
+pub async fn http_get(target: &Target, action: &HttpGetAction) -> Result<(), String> {
     let stream = stream(target, action.host.as_deref(), &action.port).await?;
     let peer = stream.peer_addr().map_err(|error| error.to_string())?;
     match action.scheme {

@@ -209,6 +209,11 @@ impl World {
             Step::Start { container, init, attempt, restarts, failures, .. } => {
                 self.start(container, *init, *attempt, *restarts, *failures);
             }
+            Step::Signal { id, content } => {
+                for c in self.containers.iter_mut().filter(|c| c.id() == id) {
+                    c.heard = Some(content.clone());
+                }
+            }
             Step::UpdateLimits { id, limits } => {
                 for c in self.containers.iter_mut().filter(|c| c.id() == id) {
                     c.container.limits = limits.clone();

@@ -61,6 +61,11 @@ fn apply_to_model(desired: &Desired, observed: &mut Observed, plan: &Plan) {
                 assert!(!observed.containers.iter().any(|c| c.id() == started.id()), "an id was used twice");
                 observed.containers.push(started);
             }
+            Step::Signal { id, content } => {
+                for c in observed.containers.iter_mut().filter(|c| c.id() == id) {
+                    c.heard = Some(content.clone());
+                }
+            }
             Step::UpdateLimits { id, limits } => {
                 for c in observed.containers.iter_mut().filter(|c| c.id() == id) {
                     c.container.limits = limits.clone();

@@ -117,6 +117,23 @@ fn one_change_on_a_healthy_workload() {
             &["files"],
         ),
         (
+            "a file changed of which a container is told",
+            |d, o| {
+                o.outdated_files.insert("conf".into());
+                d.containers[0].signal = Some("2".into());
+                o.containers[0].heard = Some("1".into());
+            },
+            &["files", "signal web-1-main-0"],
+        ),
+        (
+            "a container was told of a file",
+            |d, o| {
+                d.containers[0].signal = Some("2".into());
+                o.containers[0].heard = Some("2".into());
+            },
+            &[],
+        ),
+        (
             "a container no longer wanted",
             |_, o| o.containers.push(container("extra", 0, running())),
             &["ask web-1-extra-0 NotWanted"],
@@ -189,6 +206,19 @@ fn one_change_on_a_healthy_workload() {
             &["sandbox", "attach default/default", "ports", "files", "remove web-1-main-0", "start main 1 r0 f0"],
         ),
     ]);
+}
+
+#[test]
+fn what_cannot_be_killed_is_told_and_tried_again() {
+    let (mut desired, mut observed) = (desired(), healthy());
+    desired.intent = Intent::Stop;
+    observed.containers[0].stopping = Some(Duration::from_secs(15));
+    assert_eq!(plan(&desired, &observed, now()).holds, []);
+    observed.containers[0].stopping = Some(Duration::from_secs(40));
+    let told = plan(&desired, &observed, now());
+    assert_eq!(told.steps.iter().map(short).collect::<Vec<_>>(), ["kill web-1-main-0"]);
+    assert_eq!(told.holds[0].reason, reasons::KILL_FAILED);
+    assert!(told.holds[0].message.contains("killed 30 s ago"), "{}", told.holds[0].message);
 }
 
 #[test]
