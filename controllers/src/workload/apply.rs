@@ -475,7 +475,7 @@ impl Applier<'_> {
 
     /// Those of the workload, and those by which the node is reached.
     async fn addresses(&self) -> (Vec<IpAddr>, Vec<IpAddr>) {
-        let attachments = self.attachments().await.unwrap_or_default();
+        let attachments = self.attachments(&self.desired.sandbox.spec.id).await.unwrap_or_default();
         let own = attachments.iter().flat_map(|a| &a.addresses).map(ipnet::IpNet::addr).collect();
         let node = crate::blocking(nodelet_drivers::host::addresses).await;
         (own, crate::node_facts::reachable(&node.unwrap_or_default()))
