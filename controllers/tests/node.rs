@@ -338,6 +338,31 @@ async fn a_workload_lives_crashes_changes_and_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_cannot_be_killed_is_told_of_and_keeps_nobody_waiting() {
+    let node = TestNode::start().await;
+    let container = serde_json::json!({"name": "main", "image": "web:1", "command": ["uninterruptible"]});
+    let spec = serde_json::json!({"containers": [container], "terminationGracePeriodSeconds": 0});
+    node.apply(web(spec)).await;
+    let before = node.ready("web").await;
+    node.api::<Workload>().delete("web", &DeleteParams::default()).await.unwrap();
+    let told = |w: Option<&Workload>| {
+        let conditions = w.and_then(|w| w.status.as_ref()).map(|status| status.conditions.as_slice());
+        find_condition(conditions.unwrap_or_default(), "Ready").is_some_and(|ready| ready.reason == "KillFailed")
+    };
+    // Meanwhile others come and go.
+    let image = serde_json::json!({"name": "main", "image": "web:1"});
+    node.apply(workload("other", serde_json::json!({"containers": [image]}))).await;
+    node.ready("other").await;
+    node.api::<Workload>().delete("other", &DeleteParams::default()).await.unwrap();
+    node.until("other", "gone", |w: Option<&Workload>| w.is_none()).await;
+    node.until("web", "told of", told).await;
+    // The kernel lets go of it.
+    node.runtime.crash(&container_id(&before), 137);
+    node.until("web", "gone", |w: Option<&Workload>| w.is_none()).await;
+    node.stop_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_of_the_agent_touches_nothing() {
     let node = TestNode::start().await;
     node.apply(web(serde_json::json!({}))).await;

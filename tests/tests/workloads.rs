@@ -429,7 +429,8 @@ fn changed_files_are_told_by_a_signal(node: &mut Node) -> Result<()> {
     node.apply(&workload("listener", "localhost:5000/shop/busybox:1", &format!("{script}{volume}")))?;
     node.until_ready("listener")?;
     let pid = node.pid("listener")?;
-    let said = |what: &str| until(PATIENCE, what, || Ok(node.nodelet(&["logs", "listener"])?.contains(what).then_some(())));
+    let said =
+        |what: &str| until(PATIENCE, what, || Ok(node.nodelet(&["logs", "listener"])?.contains(what).then_some(())));
     said("begun")?;
     config("two")?;
     said("told: two")?;

@@ -475,7 +475,9 @@ impl Applier<'_> {
 
     /// Those of the workload, and those by which the node is reached.
     async fn addresses(&self) -> (Vec<IpAddr>, Vec<IpAddr>) {
-        let attachments = self.attachments(&self.desired.sandbox.spec.id).await.unwrap_or_default();
+        let spec = &self.desired.sandbox.spec;
+        let id = if let NetNamespace::Of(other) = &spec.net { other } else { &spec.id };
+        let attachments = self.attachments(id).await.unwrap_or_default();
         let own = attachments.iter().flat_map(|a| &a.addresses).map(ipnet::IpNet::addr).collect();
         let node = crate::blocking(nodelet_drivers::host::addresses).await;
         (own, crate::node_facts::reachable(&node.unwrap_or_default()))

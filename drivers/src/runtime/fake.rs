@@ -296,7 +296,9 @@ impl Runtime for FakeRuntime {
         let fatal = ![libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH].contains(&number);
         let trapped = number_after(&script, "trap 'exit ").filter(|_| number == libc::SIGTERM);
         let ignores = script.contains("trap '' TERM") && number == libc::SIGTERM;
-        if fatal && !ignores {
+        // As one that waits in the kernel for a disk that does not answer.
+        let stuck = script.contains("uninterruptible");
+        if fatal && !ignores && !stuck {
             state.end(id, trapped.unwrap_or(128 + number.unsigned_abs()), false);
         }
         Ok(())

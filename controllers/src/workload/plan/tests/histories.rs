@@ -198,6 +198,11 @@ impl World {
             Step::Detach { .. } => self.own_sandbox().attachments.clear(),
             Step::SetPorts => self.publish(),
             Step::TakePorts { from } => {
+                let healthy = self.healthy_since.map(|since| Duration::from_secs(self.clock - since));
+                self.check(
+                    healthy >= Some(self.desired.update.healthy),
+                    "the ports move to what has not proved itself",
+                );
                 for id in from {
                     if let Some(sandbox) = self.sandboxes.get_mut(id.as_str()) {
                         sandbox.ports.clear();
