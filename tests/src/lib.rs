@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 pub mod containerd;
 pub mod fault_proxy;
+pub mod forward_proxy;
 pub mod images;
 pub mod namespaces;
 pub mod node;

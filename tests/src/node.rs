@@ -47,6 +47,8 @@ pub struct Node {
     pub programs: PathBuf,
     /// The agent's program.
     pub nodelet: PathBuf,
+    /// Variables of the agent's environment, `NAME=value`; they hold from its next start.
+    pub environment: Vec<String>,
 }
 
 impl Node {
@@ -79,6 +81,7 @@ impl Node {
             images,
             programs,
             nodelet,
+            environment: Vec::new(),
         };
         for directory in [DATA, MANIFESTS] {
             fs::create_dir_all(node.namespaces.path(directory))?;
@@ -124,14 +127,10 @@ impl Node {
     pub fn spawn_agent(&mut self) -> Result<()> {
         ensure!(self.agent.is_none(), "the agent runs already");
         // Where a test counts down to a kill; nothing is read there unless the agent has its failpoints.
-        let words: [&OsStr; 6] = [
-            "env".as_ref(),
-            "NODELET_FAILPOINTS=/run/failpoints".as_ref(),
-            self.nodelet.as_os_str(),
-            "run".as_ref(),
-            "--config".as_ref(),
-            "/run/config.yaml".as_ref(),
-        ];
+        let mut words: Vec<&OsStr> = ["env", "NODELET_FAILPOINTS=/run/failpoints"].map(OsStr::new).to_vec();
+        words.extend(self.environment.iter().map(OsStr::new));
+        words.push(self.nodelet.as_os_str());
+        words.extend(["run", "--config", "/run/config.yaml"].map(OsStr::new));
         self.agent = Some(self.namespaces.spawn(&words, &self.log("nodelet"))?);
         Ok(())
     }

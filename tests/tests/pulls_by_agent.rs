@@ -47,7 +47,7 @@ const LOST_BY_CUT: u64 = 256 << 10;
 
 /// What may come again after a kill, for each layer: the message being filled, one queued and one on its way to
 /// containerd (128 KiB each), and what the sockets hold.
-const LOST_BY_KILL: u64 = 512 << 10;
+const LOST_BY_KILL: u64 = 768 << 10;
 
 fn a_pull_cut_at_ten_points_continues_from_the_byte(node: &mut Node) -> Result<()> {
     disturbed(node, LOST_BY_CUT, |_, site, at| {

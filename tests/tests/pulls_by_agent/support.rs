@@ -25,6 +25,10 @@ impl Site {
         let storage = tempfile::tempdir()?;
         node.registry.take().context("a registry")?.kill(&node.namespaces)?;
         node.registry = Some(Registry::start(&node.namespaces, storage.path(), &node.logs.join("own-registry.log"))?);
+        // What waits in sockets was sent and is lost with who should have read it: as little as the kernel allows, however
+        // late the reader is on a busy machine.
+        let small = "cd /proc/sys/net/ipv4 && echo 4096 32768 65536 >tcp_rmem && echo 4096 16384 32768 >tcp_wmem";
+        node.namespaces.run(["sh", "-c", small])?;
         let proxy = FaultProxy::start_in(&node.namespaces, 5000)?;
         Ok(Site { proxy, storage })
     }
