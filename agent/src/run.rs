@@ -3,7 +3,8 @@
 //! Started: the store and its API first, so that clients are answered within milliseconds; then what reaches the node;
 //! then the reconcilers and the sources. Stopped: sources and reconcilers first, the API last. Neither the first
 //! signal, which drains with a deadline, nor the second, which does not wait, touches a workload. Every task has an
-//! owner here; one that ends by itself ends the process with an error, and the service manager starts it again.
+//! owner here; one that ends by itself ends the process with an error, and the service manager starts it again. Only
+//! when the system itself goes down, and systemd-logind waits for us, the workloads are stopped, in order.
 
 mod api_metrics;
 mod containerd;
@@ -13,6 +14,7 @@ mod lock;
 mod logger;
 mod logging;
 mod notify;
+mod shutdown;
 mod source_status;
 mod tasks;
 mod validate;
@@ -23,6 +25,7 @@ use std::time::Duration;
 use nodelet_apiserver::Server;
 use nodelet_controllers::image_collector::{Collector, Marks};
 use nodelet_controllers::workload::preview::Previews;
+use nodelet_drivers::runtime::Runtime;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -188,6 +191,7 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
     }
     let logger = logger::install(&configuration.data_dir)?;
     let drivers = drivers::assemble(&configuration, logger)?;
+    let runtime = drivers.runtime.clone();
     streams.reach_with(drivers.runtime.clone(), drivers.sandboxes.clone());
 
     let mut working = Tasks::new();
@@ -233,18 +237,32 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
     notify::ready();
     let token = working.token();
     working.spawn("the watchdog", notify::watchdog(token));
-    supervise(working, serving, &mut signals).await
+    supervise(working, serving, &mut signals, &server.client("default"), &*runtime).await
 }
 
 /// Waits for a signal or a fault, then stops everything in order.
-async fn supervise(mut working: Tasks, mut serving: Tasks, signals: &mut Signals) -> Result<(), Error> {
-    // Cancel-safe: tasks that ended stay to be collected, signals stay pending.
+async fn supervise(
+    mut working: Tasks,
+    mut serving: Tasks,
+    signals: &mut Signals,
+    client: &kube::Client,
+    runtime: &dyn Runtime,
+) -> Result<(), Error> {
+    // Cancel-safe: tasks that ended stay to be collected, signals stay pending, and the lock on a shutdown is given back.
+    let mut going_down = None;
     let fault = tokio::select! {
         () = signals.stop() => None,
+        shutdown = shutdown::announced() => {
+            going_down = Some(shutdown);
+            None
+        }
         ended = working.ended() => Some(ended),
         ended = serving.ended() => Some(ended),
     };
     notify::stopping();
+    if let Some(shutdown) = going_down {
+        stop_workloads(shutdown, &mut working, client, runtime, signals).await;
+    }
     match &fault {
         None => tracing::info!("stopping: draining for at most {} s, workloads go on", DRAIN.as_secs()),
         Some((name, _)) => tracing::error!(task = name, "stopping: a task ended unexpectedly; workloads go on"),
@@ -264,6 +282,30 @@ async fn supervise(mut working: Tasks, mut serving: Tasks, signals: &mut Signals
     match fault {
         None => Ok(()),
         Some((name, source)) => Err(Error::Ended { name, source }),
+    }
+}
+
+/// The system goes down: nothing is started any more, and what runs is stopped in order. Then this waits for the signal
+/// that ends us, or for word that the system stays up: the next start of the agent starts everything again.
+async fn stop_workloads(
+    shutdown: shutdown::Shutdown,
+    working: &mut Tasks,
+    client: &kube::Client,
+    runtime: &dyn Runtime,
+    signals: &mut Signals,
+) {
+    let start = std::time::Instant::now();
+    tracing::info!(within = ?shutdown.within, "the system goes down: stopping all workloads");
+    let late = working.stop(shutdown.within / 4).await;
+    if !late.is_empty() {
+        tracing::warn!(tasks = late.join(", "), "not finished in time");
+    }
+    let rest = shutdown.within.saturating_sub(start.elapsed());
+    let stopped = nodelet_controllers::shutdown::stop_all(client, runtime, rest).await;
+    tracing::info!(containers = stopped, took = ?start.elapsed(), "all workloads are stopped");
+    tokio::select! {
+        () = shutdown.let_go() => tracing::info!("the system stays up; starting anew"),
+        () = signals.stop() => {}
     }
 }
 

@@ -25,6 +25,7 @@ mod node_object;
 pub mod node_state;
 pub mod pulls;
 mod resource_limit;
+pub mod shutdown;
 mod start;
 mod volume;
 pub mod workload;
