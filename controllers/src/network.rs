@@ -82,7 +82,7 @@ async fn pass(ctx: &Arc<Context>, object: &Network) -> Result<Outcome, Error> {
             return Ok(Outcome::Settled);
         }
         Desired::NothingToMake => None,
-        Desired::Bridge(spec) => Some(spec),
+        Desired::Made(spec) => Some(spec),
         Desired::BridgeWithoutSubnet(mut spec) => {
             spec.subnets = chosen_subnets(ctx, &spec).await?;
             Some(spec)

@@ -65,7 +65,7 @@ const IMAGE: &[Limitation] = &[];
 const VOLUME: &[Limitation] =
     &[set("tmpfs"), set("block"), set("nfs"), set("capacity"), values("populateFrom", &["image"])];
 
-const NETWORK: &[Limitation] = &[values("driver", &["macvlan", "ipvlan", "vxlan", "cni"])];
+const NETWORK: &[Limitation] = &[values("driver", &["ipvlan", "vxlan", "cni"])];
 
 const RESOURCE_LIMIT: &[Limitation] = &[];
 

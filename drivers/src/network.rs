@@ -34,6 +34,7 @@ mod netlink;
 mod netns;
 mod nft;
 mod node;
+mod parent;
 mod ports;
 mod records;
 mod sysctl;
@@ -156,6 +157,54 @@ pub struct NetworkSpec {
 pub enum Driver {
     /// A Linux bridge on the node with the gateway address on it.
     Bridge,
+    /// Links with a hardware address of their own on a link of the node; the gateway is somebody else's.
+    Macvlan {
+        /// The node's link.
+        parent: IfName,
+        /// Who reaches whom.
+        mode: MacvlanMode,
+    },
+    /// Links that share the hardware address of a link of the node.
+    Ipvlan {
+        /// The node's link.
+        parent: IfName,
+        /// How packets find their way.
+        mode: IpvlanMode,
+    },
+}
+
+impl Driver {
+    /// The node's link that it builds on.
+    pub fn parent(&self) -> Option<&IfName> {
+        match self {
+            Driver::Bridge => None,
+            Driver::Macvlan { parent, .. } | Driver::Ipvlan { parent, .. } => Some(parent),
+        }
+    }
+}
+
+/// Who reaches whom among the links of one parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MacvlanMode {
+    /// They reach each other.
+    Bridge,
+    /// They do not.
+    Private,
+    /// They do if the switch behind the parent sends their packets back.
+    Vepa,
+    /// There is one, and it takes the parent over.
+    Passthru,
+}
+
+/// How packets find their way among the links of one parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IpvlanMode {
+    /// By switching; the gateway is a neighbour.
+    L2,
+    /// By the parent's routes, without broadcasts.
+    L3,
+    /// As `L3`, and through the node's packet filter.
+    L3s,
 }
 
 /// A subnet of a network.
@@ -174,7 +223,7 @@ pub struct Subnet {
 pub struct Network {
     /// What it was made from.
     pub spec: NetworkSpec,
-    /// The bridge.
+    /// The bridge, or the parent.
     pub link: IfName,
     /// Bridge, addresses and rules are all in place. `false`: `ensure_network` repairs it.
     pub complete: bool,
@@ -204,7 +253,7 @@ pub struct Attachment {
     pub spec: AttachSpec,
     /// Addresses inside.
     pub addresses: Vec<IpNet>,
-    /// MAC address of the link inside, `aa:bb:…`.
+    /// MAC address of the link inside, `aa:bb:…`; empty if it is its parent's.
     pub mac: String,
     /// The link on the node's side.
     pub host_link: IfName,
@@ -242,7 +291,7 @@ pub struct PublishedPort {
 /// The kernel's state of something of ours changed by another hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkEvent {
-    /// A link of ours (bridge or host end) changed or went.
+    /// A link of ours (bridge or host end), or a parent, changed or went.
     Link(IfName),
     /// Our nftables table changed or went.
     Table,

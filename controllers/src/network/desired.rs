@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use kube::ResourceExt;
-use nodelet_crds::network::{Network, NetworkDriver, Subnet as ApiSubnet};
-use nodelet_drivers::network::{DnsSpec, Driver, NetworkSpec, Subnet};
+use nodelet_crds::network::{Network, NetworkDriver, NetworkMode, Subnet as ApiSubnet};
+use nodelet_drivers::ids::IfName;
+use nodelet_drivers::network::{DnsSpec, Driver, IpvlanMode, MacvlanMode, NetworkSpec, Subnet};
 
 use crate::invalid::Invalid;
 use crate::names;
@@ -17,8 +18,8 @@ pub enum Desired {
     NotHere,
     /// `host` and `none`.
     NothingToMake,
-    /// A bridge with these subnets.
-    Bridge(NetworkSpec),
+    /// A bridge, or links on a parent, with these subnets.
+    Made(NetworkSpec),
     /// A bridge whose subnet is still to be chosen.
     BridgeWithoutSubnet(NetworkSpec),
 }
@@ -34,12 +35,34 @@ pub fn validate(
     if spec.node_selector.as_ref().is_some_and(|selector| !selector.matches(node_labels)) {
         return Ok(Desired::NotHere);
     }
-    match spec.driver {
+    let driver = match spec.driver {
         NetworkDriver::Host | NetworkDriver::None => return Ok(Desired::NothingToMake),
-        NetworkDriver::Bridge => {}
-        NetworkDriver::Macvlan | NetworkDriver::Ipvlan | NetworkDriver::Vxlan | NetworkDriver::Cni => {
-            return Err(Invalid::field("spec.driver", "only bridge, host and none can be made"));
+        NetworkDriver::Bridge => Driver::Bridge,
+        NetworkDriver::Macvlan => {
+            let mode = match spec.mode {
+                Some(NetworkMode::Private) => MacvlanMode::Private,
+                Some(NetworkMode::Vepa) => MacvlanMode::Vepa,
+                Some(NetworkMode::Passthru) => MacvlanMode::Passthru,
+                _ => MacvlanMode::Bridge,
+            };
+            Driver::Macvlan { parent: parent(spec)?, mode }
         }
+        NetworkDriver::Ipvlan => {
+            let mode = match spec.mode {
+                Some(NetworkMode::L3) => IpvlanMode::L3,
+                Some(NetworkMode::L3s) => IpvlanMode::L3s,
+                _ => IpvlanMode::L2,
+            };
+            Driver::Ipvlan { parent: parent(spec)?, mode }
+        }
+        NetworkDriver::Vxlan | NetworkDriver::Cni => {
+            return Err(Invalid::field("spec.driver", "only bridge, macvlan, ipvlan, host and none can be made"));
+        }
+    };
+    if driver.parent().is_some() && spec.subnets.is_empty() {
+        let message =
+            "is needed with a parent: its subnet, with its router as gateway and a range that nobody else assigns";
+        return Err(Invalid::field("spec.subnets", message));
     }
     let key = names::network_key(&object.namespace().unwrap_or_default(), &object.name_any())
         .map_err(|error| Invalid::field("metadata.name", error))?;
@@ -56,14 +79,19 @@ pub fn validate(
     }
     let network = NetworkSpec {
         key,
-        driver: Driver::Bridge,
+        driver,
         subnets,
         internal: spec.internal,
         isolated: spec.isolated,
         mtu: spec.mtu,
         dns: dns(spec)?,
     };
-    Ok(if network.subnets.is_empty() { Desired::BridgeWithoutSubnet(network) } else { Desired::Bridge(network) })
+    Ok(if network.subnets.is_empty() { Desired::BridgeWithoutSubnet(network) } else { Desired::Made(network) })
+}
+
+fn parent(spec: &nodelet_crds::network::NetworkSpec) -> Result<IfName, Invalid> {
+    let name = spec.parent.as_deref().unwrap_or_default();
+    IfName::new(name).map_err(|error| Invalid::field("spec.parent", error))
 }
 
 /// Whether the network has a name server of ours.
@@ -134,7 +162,7 @@ mod tests {
     fn a_chosen_subnet_is_kept() {
         let chosen = [ApiSubnet { cidr: "10.89.7.0/24".into(), ..Default::default() }];
         let desired = validate(&network(serde_json::json!({})), &BTreeMap::new(), &chosen).unwrap();
-        let Desired::Bridge(spec) = desired else { panic!("{desired:?}") };
+        let Desired::Made(spec) = desired else { panic!("{desired:?}") };
         assert_eq!(spec.subnets[0].cidr.to_string(), "10.89.7.0/24");
     }
 }

@@ -277,7 +277,8 @@ fn network(object: &Workload, references: &References, waits: &mut Vec<Wait>) ->
         };
         let network = names::network_key(&object.namespace().unwrap_or_default(), &attachment.name)
             .map_err(|error| Invalid::field(format!("{path}.name"), error))?;
-        net.attachments.push(AttachWish { network, addresses });
+        let through_node = !matches!(driver, NetworkDriver::Macvlan | NetworkDriver::Ipvlan);
+        net.attachments.push(AttachWish { network, addresses, through_node });
     }
     Ok(net)
 }
@@ -392,6 +393,11 @@ fn ports(object: &Workload, net: &Net) -> Result<Vec<PortWish>, Invalid> {
                 && object.spec.networks.iter().any(|n| n.name == "none")
             {
                 let message = "a workload on the network none has no address to publish";
+                return Err(Invalid::field(format!("{path}.hostPort"), message));
+            }
+            if !net.attachments.is_empty() && !net.attachments.iter().any(|attachment| attachment.through_node) {
+                let message =
+                    "cannot be published: on a macvlan or ipvlan network it is reached at the Workload's own address";
                 return Err(Invalid::field(format!("{path}.hostPort"), message));
             }
             let host_ip = match port.host_ip.as_deref() {

@@ -131,6 +131,8 @@ pub struct AttachWish {
     pub network: NetworkKey,
     /// Static addresses.
     pub addresses: Vec<IpAddr>,
+    /// The node is its gateway, so that ports can be published there.
+    pub through_node: bool,
 }
 
 /// A port to be published.

@@ -96,7 +96,7 @@ pub(super) struct Book {
 impl Book {
     /// Whether a network can be made or changed to this.
     pub(super) fn check_network(&self, spec: &NetworkSpec) -> Result<(), Error> {
-        let NetworkSpec { key, driver: Driver::Bridge, subnets, internal: _, isolated: _, mtu, dns: _ } = spec;
+        let NetworkSpec { key, driver, subnets, internal, isolated: _, mtu, dns } = spec;
         let unsupported = |message: String| Error::Unsupported { network: key.clone(), message };
         if subnets.is_empty() || subnets.len() > 2 {
             return Err(unsupported("one subnet, or one of each address family, is needed".to_owned()));
@@ -105,6 +105,9 @@ impl Book {
             && a.cidr.addr().is_ipv4() == b.cidr.addr().is_ipv4()
         {
             return Err(unsupported("only one subnet of each address family is possible".to_owned()));
+        }
+        if driver.parent().is_some() && (*internal || dns.enabled) {
+            return Err(unsupported("on a parent it cannot be internal, and has no name server".to_owned()));
         }
         let smallest = if subnets.iter().any(|s| s.cidr.addr().is_ipv6()) { 1280 } else { 576 };
         if let Some(mtu) = mtu.filter(|mtu| !(smallest..=65_535).contains(mtu)) {
@@ -126,12 +129,22 @@ impl Book {
         Ok(())
     }
 
+    /// Whether the attachment is a link on a parent, without an end on the node.
+    pub(super) fn is_on_parent(&self, place: &Place) -> bool {
+        self.networks.get(&place.spec.network).is_some_and(|network| network.driver.parent().is_some())
+    }
+
     /// An attachment as others see it.
     pub(super) fn attachment(&self, place: &Place, complete: bool) -> Attachment {
         let network = self.networks.get(&place.spec.network).filter(|network| network.dns.enabled);
         // One is enough: whichever is asked knows all networks of the sandbox.
         let resolvers = network.and_then(|network| network.subnets.iter().map(ipam::gateway).min());
-        place.attachment(complete, resolvers.into_iter().collect())
+        let shares = |network: &NetworkSpec| matches!(network.driver, Driver::Ipvlan { .. });
+        let mut attachment = place.attachment(complete, resolvers.into_iter().collect());
+        if self.networks.get(&place.spec.network).is_some_and(shares) {
+            attachment.mac.clear();
+        }
+        attachment
     }
 
     /// Keeps or forgets what sandboxes are called; returns whose names changed.

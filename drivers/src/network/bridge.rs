@@ -23,6 +23,9 @@ pub(super) fn has_ipv6(spec: &NetworkSpec) -> bool {
 
 /// Whether bridge and addresses are as they should be.
 pub(super) fn is_complete(spec: &NetworkSpec, snapshot: &Snapshot) -> bool {
+    if let Some(parent) = spec.driver.parent() {
+        return super::parent::is_complete(parent, snapshot);
+    }
     snapshot.links.get(bridge_name(&spec.key).as_str()).is_some_and(|bridge| {
         bridge.up
             && bridge.mtu == mtu(spec)
@@ -48,8 +51,14 @@ impl Node {
     pub(super) fn ensure_network(&mut self, spec: &NetworkSpec) -> Result<Network, Error> {
         self.book.check_network(spec)?;
         let before = self.book.networks.get(&spec.key).cloned();
-        if before.as_ref().map(|before| &before.subnets) != Some(&spec.subnets) {
-            self.check_routes(spec)?;
+        if before.as_ref().is_some_and(|before| before.driver.parent() != spec.driver.parent()) {
+            let message = "its driver and parent cannot change: remove it first".to_owned();
+            return Err(Error::Unsupported { network: spec.key.clone(), message });
+        }
+        match spec.driver.parent() {
+            Some(parent) => self.check_parent(spec, parent)?,
+            None if before.as_ref().map(|before| &before.subnets) != Some(&spec.subnets) => self.check_routes(spec)?,
+            None => {}
         }
         let name = bridge_name(&spec.key);
         let path = self.records.path(Kind::Networks, name.as_str());
@@ -57,7 +66,11 @@ impl Node {
             .write(Kind::Networks, name.as_str(), spec)
             .map_err(failed(format!("writing {}", path.display())))?;
         self.book.networks.insert(spec.key.clone(), spec.clone());
-        let made = self.make_bridge(spec).and_then(|()| self.sync_table().map(|_| ()));
+        let made = match spec.driver.parent() {
+            Some(_) => Ok(()),
+            None => self.make_bridge(spec),
+        };
+        let made = made.and_then(|()| self.sync_table().map(|_| ()));
         let made = made.and_then(|()| self.listen_for_names(spec));
         self.publish_names();
         if let (Err(_), None) = (&made, &before) {
@@ -66,7 +79,8 @@ impl Node {
                 tracing::warn!(network = %spec.key, error = &error as &dyn std::error::Error, "undoing a failed network");
             }
         }
-        made.map(|()| Network { spec: spec.clone(), link: name, complete: true })
+        let link = spec.driver.parent().cloned().unwrap_or(name);
+        made.map(|()| Network { spec: spec.clone(), link, complete: true })
     }
 
     /// Refuses subnets that are already behind some other link of the node.
@@ -160,6 +174,9 @@ impl Node {
         if let Some(place) = self.book.places_in(key).next() {
             let message = format!("sandbox {} is still attached: detach it first", place.spec.sandbox);
             return Err(Error::Unsupported { network: key.clone(), message });
+        }
+        if let Some(spec) = self.book.networks.get(key).cloned() {
+            self.forget_parent(&spec);
         }
         self.watched.forget(&name);
         match self.links.apply(vec![delete(name.as_str())]) {

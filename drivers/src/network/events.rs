@@ -37,6 +37,8 @@ pub(super) enum Role {
     Bridge(u32),
     /// The node's end of an attachment, which has to be a port.
     Port,
+    /// Somebody else's link that networks build on, with its index, which it keeps when it is renamed.
+    Parent(u32),
 }
 
 /// Shared between the worker, which says what should be there, and the listener.
@@ -88,7 +90,7 @@ impl Watched {
             (None, _) => false,
             (Some(_), None) => true,
             (Some(Role::Port), Some(link)) => !link.up || link.master.is_none(),
-            (Some(Role::Bridge(index)), Some(link)) => !link.up || *index != link.index,
+            (Some(Role::Bridge(index) | Role::Parent(index)), Some(link)) => !link.up || *index != link.index,
         }
     }
 
@@ -237,7 +239,10 @@ fn route_hints(watched: &Watched, bytes: &[u8], hints: &mut BTreeSet<Hint>) {
         let suspect = |name: &str| shared.links.contains_key(name).then(|| IfName::new(name).ok())?.map(Hint::Suspect);
         hints.extend(match parse_change(message) {
             Some(Change::Gone(name)) => suspect(&name),
-            Some(Change::Link(link)) => suspect(&link.name),
+            Some(Change::Link(link)) => suspect(&link.name).or_else(|| {
+                let parent = shared.links.iter().find(|(_, role)| **role == Role::Parent(link.index));
+                suspect(parent?.0)
+            }),
             Some(Change::AddressGone(index)) => {
                 let bridge = shared.links.iter().find(|(_, role)| **role == Role::Bridge(index));
                 bridge.and_then(|(name, _)| IfName::new(name.as_str()).ok()).map(Hint::Link)

@@ -123,7 +123,7 @@ impl Networks for FakeNetworks {
     async fn list_networks(&self) -> Result<Vec<Network>, Error> {
         let state = self.lock();
         let network = |spec: &NetworkSpec| {
-            let link = bridge_name(&spec.key);
+            let link = spec.driver.parent().cloned().unwrap_or_else(|| bridge_name(&spec.key));
             Network { spec: spec.clone(), complete: state.table && state.links.contains(&link), link }
         };
         Ok(state.book.networks.values().map(network).collect())
@@ -138,7 +138,7 @@ impl Networks for FakeNetworks {
                 return Err(Error::Overlap { network: spec.key.clone(), subnet: subnet.cidr, other });
             }
         }
-        let link = bridge_name(&spec.key);
+        let link = spec.driver.parent().cloned().unwrap_or_else(|| bridge_name(&spec.key));
         state.book.networks.insert(spec.key.clone(), spec.clone());
         state.links.insert(link.clone());
         state.sync_rules();

@@ -10,8 +10,9 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-    InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoIpVlan, InfoKind, InfoMacVlan,
+    InfoPortData, InfoPortKind, InfoVeth, IpVlanMode, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    MacVlanMode,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -19,6 +20,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Route};
 
 use super::netlink::{Message, Refused, Socket};
+use super::{Driver, IpvlanMode, MacvlanMode};
 
 const RT_TABLE_LOCAL: u8 = 255;
 
@@ -184,6 +186,45 @@ pub(super) fn create_veth(host: &str, inside: &str, netns: BorrowedFd<'_>, mac: 
     Request(Route::NewLink(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
 }
 
+/// A link on the link with index `parent`, born inside `netns` under its final name.
+pub(super) fn create_child(
+    driver: &Driver,
+    parent: u32,
+    inside: &str,
+    netns: BorrowedFd<'_>,
+    mac: Option<Mac>,
+    mtu: u32,
+) -> Request {
+    let (kind, data) = match driver {
+        Driver::Ipvlan { mode, .. } => {
+            let mode = match mode {
+                IpvlanMode::L2 => IpVlanMode::L2,
+                IpvlanMode::L3 => IpVlanMode::L3,
+                IpvlanMode::L3s => IpVlanMode::L3S,
+            };
+            (InfoKind::IpVlan, InfoData::IpVlan(vec![InfoIpVlan::Mode(mode)]))
+        }
+        Driver::Bridge | Driver::Macvlan { .. } => {
+            let mode = match driver {
+                Driver::Macvlan { mode: MacvlanMode::Private, .. } => MacVlanMode::Private,
+                Driver::Macvlan { mode: MacvlanMode::Vepa, .. } => MacVlanMode::Vepa,
+                Driver::Macvlan { mode: MacvlanMode::Passthru, .. } => MacVlanMode::Passthrough,
+                _ => MacVlanMode::Bridge,
+            };
+            (InfoKind::MacVlan, InfoData::MacVlan(vec![InfoMacVlan::Mode(mode)]))
+        }
+    };
+    let mut attributes = vec![
+        LinkAttribute::IfName(inside.to_owned()),
+        LinkAttribute::Link(parent),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::NetNsFd(netns.as_raw_fd()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]),
+    ];
+    attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
+    Request(Route::NewLink(link_message(attributes)), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+}
+
 /// Makes the node's end of a veth pair a port of the bridge with index `bridge` and takes it up.
 pub(super) fn set_port(host: &str, bridge: u32, mtu: u32, alias: &str) -> Request {
     let message = link_message(vec![
@@ -258,6 +299,18 @@ pub(super) fn set_default_route(link: u32, gateway: IpAddr) -> Request {
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
     message.attributes = vec![RouteAttribute::Gateway(RouteAddress::from(gateway)), RouteAttribute::Oif(link)];
+    Request(Route::NewRoute(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// A default route without a gateway.
+pub(super) fn set_default_link(link: u32, ipv6: bool) -> Request {
+    let mut message = RouteMessage::default();
+    message.header.address_family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = if ipv6 { RouteScope::Universe } else { RouteScope::Link };
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![RouteAttribute::Oif(link)];
     Request(Route::NewRoute(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
 }
 

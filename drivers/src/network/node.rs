@@ -82,11 +82,12 @@ impl Node {
         node.read_records().map_err(failed(format!("reading the records in {}", dir.display())))?;
         let snapshot = node.snapshot()?;
         for spec in node.book.networks.values() {
-            let name = bridge_name(&spec.key);
+            let name = spec.driver.parent().cloned().unwrap_or_else(|| bridge_name(&spec.key));
             let index = snapshot.links.get(name.as_str()).map_or(0, |link| link.index);
-            node.watched.expect(&name, Role::Bridge(index));
+            let role = if spec.driver.parent().is_some() { Role::Parent(index) } else { Role::Bridge(index) };
+            node.watched.expect(&name, role);
         }
-        for place in node.book.places.values() {
+        for place in node.book.places.values().filter(|place| !node.book.is_on_parent(place)) {
             node.watched.expect(&place.host_link(), Role::Port);
         }
         // What ran before is answered for again before anybody looks at it.
@@ -137,7 +138,8 @@ impl Node {
 
     /// Whether a table is needed at all.
     pub(super) fn needs_table(&self) -> bool {
-        !self.book.networks.is_empty() || !self.book.ports.is_empty()
+        let bridges = || self.book.networks.values().any(|network| network.driver.parent().is_none());
+        !self.book.ports.is_empty() || bridges()
     }
 
     /// Puts our table in order, which may mean that there is none. Returns whether it was not in order.
@@ -165,7 +167,7 @@ impl Node {
             || self.table.is_intact(&wanted).map_err(refused(format!("reading nftables table {}", nft::TABLE)))?;
         let network = |spec: &NetworkSpec| Network {
             spec: spec.clone(),
-            link: bridge_name(&spec.key),
+            link: spec.driver.parent().cloned().unwrap_or_else(|| bridge_name(&spec.key)),
             complete: rules && super::bridge::is_complete(spec, &snapshot),
         };
         Ok(self.book.networks.values().map(network).collect())

@@ -2,6 +2,7 @@
 
 mod leaks;
 mod packets;
+mod parents;
 mod promises;
 mod repair;
 mod speed;

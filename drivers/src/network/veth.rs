@@ -2,16 +2,19 @@
 //! sandbox's network namespace.
 
 use std::io;
+use std::path::PathBuf;
 
 use super::book::Place;
 use super::bridge::{has_ipv6, mtu, port_requests};
 use super::events::Role;
-use super::link::{Links, add_address, create_veth, delete, set_default_route, set_local_route, set_up};
+use super::link::{
+    Links, add_address, create_veth, delete, set_default_link, set_default_route, set_local_route, set_up,
+};
 use super::netlink::Refused;
 use super::netns::Netns;
 use super::node::{Node, failed, refused};
 use super::records::Kind;
-use super::{AttachSpec, Attachment, Error, NetworkSpec, bridge_name, ipam, sysctl};
+use super::{AttachSpec, Attachment, Driver, Error, IpvlanMode, NetworkSpec, bridge_name, ipam, sysctl};
 use crate::ids::{IfName, NetworkKey, SandboxId};
 
 impl Node {
@@ -30,9 +33,15 @@ impl Node {
                 .map_err(failed(format!("writing {}", path.display())))?;
             self.book.places.insert(key, place.clone());
         }
-        match self.make_veth(&network, &place, before.as_ref()) {
+        let made = match network.driver.parent() {
+            Some(parent) => self.make_child(&network, parent, &place, before.as_ref()),
+            None => self.make_veth(&network, &place, before.as_ref()),
+        };
+        match made {
             Ok(()) => {
-                self.watched.expect(&host, Role::Port);
+                if network.driver.parent().is_none() {
+                    self.watched.expect(&host, Role::Port);
+                }
                 self.publish_names();
                 Ok(self.book.attachment(&place, true))
             }
@@ -138,6 +147,10 @@ impl Node {
             let Some(network) = self.book.networks.get(&place.spec.network) else { return false };
             let bridge = links.get(bridge_name(&network.key).as_str());
             let host = links.get(place.host_link().as_str());
+            if let Some(parent) = network.driver.parent() {
+                return links.get(parent.as_str()).is_some_and(|link| link.up)
+                    && Netns::open(&place.spec.netns).is_ok_and(|netns| is_sound_inside(network, place, &netns));
+            }
             let port = host.is_some_and(|host| host.up && bridge.is_some_and(|b| host.master == Some(b.index)));
             port && Netns::open(&place.spec.netns).is_ok_and(|netns| is_sound_inside(network, place, &netns))
         };
@@ -161,6 +174,8 @@ impl Node {
         if network.is_none() {
             self.set_names(&[(sandbox.clone(), None)])?;
         }
+        let on_parent = places.iter().filter(|place| self.book.is_on_parent(place));
+        let inside = on_parent.map(|place| (place.spec.netns.clone(), place.spec.ifname.clone())).collect();
         let mut networks: Vec<NetworkKey> = places.into_iter().map(|place| place.spec.network).collect();
         // Even without a record, a link under this name is ours.
         if let Some(network) = network.filter(|network| !networks.contains(network)) {
@@ -174,7 +189,7 @@ impl Node {
             self.leaving.insert((sandbox.clone(), network.clone()));
         }
         let links = Links::open().map_err(failed("opening a netlink socket for links"))?;
-        Ok(Departure { sandbox: sandbox.clone(), networks, hosts, links })
+        Ok(Departure { sandbox: sandbox.clone(), networks, hosts, inside, links })
     }
 
     /// The last part: frees the addresses. An attachment that was made again meanwhile is left alone.
@@ -212,6 +227,8 @@ pub(super) struct Departure {
     sandbox: SandboxId,
     networks: Vec<NetworkKey>,
     hosts: Vec<IfName>,
+    /// Links without an end on the node, and where they are.
+    inside: Vec<(PathBuf, IfName)>,
     links: Links,
 }
 
@@ -226,6 +243,9 @@ impl Departure {
                 _ => {}
             }
         }
+        for (netns, ifname) in &self.inside {
+            super::parent::delete_inside(netns, ifname)?;
+        }
         Ok(self.networks)
     }
 }
@@ -239,8 +259,12 @@ fn default_routes(network: &NetworkSpec, place: &Place) -> Vec<std::net::IpAddr>
     }
 }
 
+fn has_no_neighbours(network: &NetworkSpec) -> bool {
+    matches!(network.driver, Driver::Ipvlan { mode: IpvlanMode::L3 | IpvlanMode::L3s, .. })
+}
+
 /// Sets up the link inside; runs in the sandbox's namespace. The outer error is about files, the inner about links.
-fn configure(network: &NetworkSpec, place: &Place) -> io::Result<Result<(), Refused>> {
+pub(super) fn configure(network: &NetworkSpec, place: &Place) -> io::Result<Result<(), Refused>> {
     let mut links = Links::open()?;
     if has_ipv6(network) {
         // A namespace may be born with IPv6 off.
@@ -257,18 +281,24 @@ fn configure(network: &NetworkSpec, place: &Place) -> io::Result<Result<(), Refu
         std::net::IpAddr::V6(v6) => Some(set_local_route(link, v6)),
         std::net::IpAddr::V4(_) => None,
     }));
-    requests.extend(default_routes(network, place).into_iter().map(|gateway| set_default_route(link, gateway)));
+    let gateways = default_routes(network, place).into_iter();
+    requests.extend(gateways.map(|gateway| match has_no_neighbours(network) {
+        // Whatever is sent is the parent's business.
+        true => set_default_link(link, gateway.is_ipv6()),
+        false => set_default_route(link, gateway),
+    }));
     // The last question makes the kernel notice the carrier, see `Node::settle`.
     Ok(links.apply(requests).and_then(|()| links.find(place.spec.ifname.as_str())).map(|_| ()))
 }
 
 /// Whether the link inside is there with its addresses and routes. What cannot be read is not sound.
-fn is_sound_inside(network: &NetworkSpec, place: &Place, netns: &Netns) -> bool {
+pub(super) fn is_sound_inside(network: &NetworkSpec, place: &Place, netns: &Netns) -> bool {
     let check = || -> io::Result<Result<bool, Refused>> {
         let mut links = Links::open()?;
         Ok((|| {
             let Some(link) = links.find(place.spec.ifname.as_str())? else { return Ok(false) };
-            if !link.up || link.mac != Some(place.mac()) {
+            let own_mac = !matches!(network.driver, Driver::Ipvlan { .. });
+            if !link.up || (own_mac && link.mac != Some(place.mac())) {
                 return Ok(false);
             }
             let held = links.addresses()?;
@@ -281,7 +311,12 @@ fn is_sound_inside(network: &NetworkSpec, place: &Place, netns: &Netns) -> bool 
             }
             let routes = links.routes()?;
             Ok(gateways.iter().all(|gateway| {
-                routes.iter().any(|route| route.destination.prefix_len() == 0 && route.gateway == Some(*gateway))
+                routes.iter().any(|route| {
+                    route.destination.prefix_len() == 0
+                        && route.destination.addr().is_ipv4() == gateway.is_ipv4()
+                        && (route.gateway == Some(*gateway)
+                            || has_no_neighbours(network) && route.link == Some(link.index))
+                })
             }))
         })())
     };

@@ -43,12 +43,13 @@ impl Planner<'_> {
     }
 }
 
-/// The published ports of a workload, given where it is attached: its first attachment of the right family.
+/// The published ports of a workload, given where it is attached: its first attachment of the right family
+/// that the node is a part of.
 pub fn published_ports<'a>(
     desired: &Desired,
     attachments: impl Iterator<Item = &'a nodelet_drivers::network::Attachment> + Clone,
 ) -> Vec<nodelet_drivers::network::PublishedPort> {
-    let order = |key: &NetworkKey| desired.sandbox.attachments.iter().position(|a| a.network == *key);
+    let order = |key: &NetworkKey| desired.sandbox.attachments.iter().position(|a| a.network == *key && a.through_node);
     let mut places: Vec<_> = attachments.filter_map(|a| order(&a.spec.network).map(|n| (n, a))).collect();
     places.sort_by_key(|(n, _)| *n);
     let address =

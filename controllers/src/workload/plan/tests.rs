@@ -85,7 +85,7 @@ fn desired() -> Desired {
                 shm_size: 0,
                 sysctls: BTreeMap::new(),
             },
-            attachments: vec![AttachWish { network: network(), addresses: vec![] }],
+            attachments: vec![AttachWish { network: network(), addresses: vec![], through_node: true }],
             ports: vec![PortWish { host_ip: None, host_port: 8080, protocol: Protocol::Tcp, target_port: 80 }],
             etc: EtcFiles::default(),
             volumes: BTreeMap::new(),

@@ -244,7 +244,7 @@ pub(in crate::network) fn elements<'a>(
     let mut add = |set: &'static str, element: Element| {
         elements.entry(set).or_default().insert(element);
     };
-    for network in networks {
+    for network in networks.filter(|network| network.driver.parent().is_none()) {
         let link = link_key(bridge_name(&network.key).as_str());
         add("bridges", key(link.clone()));
         add("within", key([link.clone(), link.clone()].concat()));

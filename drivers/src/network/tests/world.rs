@@ -157,6 +157,11 @@ pub(crate) fn ask(to: (&str, u16)) -> io::Result<String> {
     ask_within(to, PATIENCE)
 }
 
+/// [`ask`], where there may be nobody.
+pub(crate) fn ask_shortly(to: (&str, u16)) -> io::Result<String> {
+    ask_within(to, DOUBT)
+}
+
 /// Nobody answers there over TCP, from the calling thread's namespace.
 pub(crate) fn is_closed(to: (&str, u16)) -> bool {
     ask_within(to, DOUBT).is_err()
