@@ -13,6 +13,7 @@ pub mod host;
 pub mod ids;
 pub mod images;
 pub mod logs;
+pub mod memory;
 mod mounts;
 pub mod network;
 pub mod runtime;

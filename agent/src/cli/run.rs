@@ -58,6 +58,7 @@ impl RunArgs {
 }
 
 pub(crate) fn run(args: &RunArgs, global: &Global) -> anyhow::Result<Outcome> {
+    nodelet_drivers::memory::share_one_heap();
     let mut overrides = config::from_environment(session::variables());
     overrides.extend(args.overrides()?);
     let path = global.config.as_deref();

@@ -18,7 +18,7 @@ use crate::containerd::{Containerd, absent_ok, is_already_exists};
 
 /// Bytes in one message to containerd. Each transfer has some eight of them in memory: filled, queued, encoded and in
 /// buffers of the connection. Greater ones are not faster.
-pub(super) const MESSAGE: usize = 128 << 10;
+pub(super) const MESSAGE: usize = 64 << 10;
 
 /// Longest wait for the previous writer of a blob to let go: a connection that broke is noticed by containerd at
 /// once, one of another client may take its time.
@@ -299,9 +299,15 @@ pub(super) async fn label(
         Err(stored::Error::Invalid { .. }) => HashMap::new(),
     };
     let labels: HashMap<String, String> = labels.into_iter().filter(|(k, v)| known.get(k) != Some(v)).collect();
-    if labels.is_empty() {
-        return Ok(());
-    }
+    if labels.is_empty() { Ok(()) } else { add_labels(containerd, digest, labels).await }
+}
+
+/// The same without a look at those that are there.
+pub(super) async fn add_labels(
+    containerd: &Containerd,
+    digest: &Digest,
+    labels: HashMap<String, String>,
+) -> Result<(), Status> {
     let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
     let request = containerd.request(UpdateRequest {
         info: Some(Info { digest: digest.to_string(), labels, ..Default::default() }),

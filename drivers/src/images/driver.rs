@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use containerd_client::services::v1::{DeleteImageRequest, ListImagesRequest, ListRequest};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use oci_spec::distribution::Reference;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 
 use super::content::{self, LEASE_IMAGE_LABEL};
 use super::disk::Root;
@@ -23,7 +23,7 @@ use super::sharing::Sharing;
 use super::slots::Slots;
 use super::stored::{self, FETCHED_LABEL, Stored};
 use super::throttle::Throttle;
-use super::unpack::answered;
+use super::unpack::{Unpacked, answered};
 use super::{
     Credentials, Damage, Disk, Error, Estimate, Fetch, Fetched, Image, Images, OnProgress, Phase, Signer, Source,
     Usage, credentials, pull, reference, signature, usage, verify,
@@ -79,13 +79,13 @@ pub(super) struct Inner {
     pub(super) local: Local,
     /// Layers that we unpack at once: more than the processors gain nothing.
     pub(super) unpacking: Semaphore,
-    /// Counts unpacked layers, to wake those that wait for one.
-    pub(super) unpacked: watch::Sender<u64>,
+    /// Tells the names of snapshots that have just been committed, for those that wait for one.
+    pub(super) unpacked: broadcast::Sender<Digest>,
     pub(super) pulls: Slots,
     pub(super) layers: Slots,
     pub(super) throttle: Throttle,
     pub(super) blobs: Sharing<Digest, watch::Receiver<u64>, Result<(), Error>>,
-    pub(super) snapshots: Sharing<Digest, (), Result<(), Error>>,
+    pub(super) snapshots: Sharing<Digest, (), Result<Unpacked, Error>>,
     fetches: Sharing<Wish, About, Result<Image, Error>>,
 }
 
@@ -138,7 +138,7 @@ impl ContainerdImages {
             root: Root::default(),
             local: Local::default(),
             unpacking: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
-            unpacked: watch::Sender::default(),
+            unpacked: broadcast::Sender::new(256),
             containerd,
             options,
         };

@@ -115,7 +115,7 @@ pub(super) fn read(
 ) -> Result<Digest, Problem> {
     let reading = || format!("reading {}", blob.display());
     let file = File::open(blob).map_err(Problem::io(reading()))?;
-    let unpacked = decompress(BufReader::with_capacity(128 << 10, file)).map_err(Problem::io(reading()))?;
+    let unpacked = decompress(BufReader::with_capacity(64 << 10, file)).map_err(Problem::io(reading()))?;
     let mut archive = tar::Archive::new(Hashing { inner: unpacked, hash: sha2::Sha256::new(), stop });
     let mut extension = Extension::default();
     // Raw: the library would read extended headers of any size into memory.
@@ -137,7 +137,7 @@ pub(super) fn read(
     }
     // The digest covers what follows the last entry as well.
     let mut rest = archive.into_inner();
-    let mut buffer = vec![0; 64 << 10];
+    let mut buffer = vec![0; 16 << 10];
     while rest.read(&mut buffer).map_err(Problem::io(reading()))? > 0 {}
     Ok(Digest::from_hash(&rest.hash.finalize()))
 }

@@ -26,7 +26,7 @@ use super::registry::{Failure, Repository, Retry, failed};
 use super::stored::{self, FETCHED_LABEL, PLATFORM_LABEL};
 use super::throttle::Throttle;
 use super::transfer::{self, Transfers};
-use super::unpack::{self, Layer, answered};
+use super::unpack::{self, Layer, Unpacked, answered};
 use super::{Credentials, Error, Estimate, Image, Phase, Source, local, reference, signature, usage};
 use crate::containerd::is_already_exists;
 
@@ -248,12 +248,18 @@ async fn unpack_when_there(
         // The transfer failed, and its error ends the fetch.
         std::future::pending::<()>().await;
     }
-    // Held before it is looked for: the collector may run in between.
-    lease
-        .hold_snapshot(layer.chain_id.as_str())
-        .await
-        .map_err(|s| answered(format!("holding the snapshot {}", layer.chain_id), s))?;
+    let there = || stored::has_snapshot(&inner.containerd, &layer.chain_id);
     loop {
+        if there().await? {
+            lease
+                .hold_snapshot(layer.chain_id.as_str())
+                .await
+                .map_err(|s| answered(format!("holding the snapshot {}", layer.chain_id), s))?;
+            // The collector may have run in between.
+            if there().await? {
+                return Ok(());
+            }
+        }
         let joined = inner.snapshots.join(
             layer.chain_id.clone(),
             |panic| Err(failed("unpacking a layer".to_owned(), std::io::Error::other(panic))),
@@ -263,7 +269,9 @@ async fn unpack_when_there(
             },
         );
         match joined.result.await {
-            Ok(()) => return Ok(()),
+            Ok(Unpacked::Here) if joined.started => return Ok(()),
+            // It is there by another's hand, which our lease must get hold of.
+            Ok(_) => {}
             // Somebody else's failure may have been theirs alone.
             Err(_) if !joined.started => {}
             Err(error) => return Err(error),

@@ -212,10 +212,22 @@ impl Transfers {
     }
 }
 
-/// Whether the blob is complete in the store. It is under the lease then, so that it stays.
+/// Whether the blob is complete in the store. It is under the lease then, so that it stays. One that is not there comes
+/// under it when it is written.
 async fn present(lease: &Lease, blob: &Descriptor) -> Result<bool, Error> {
-    lease.hold_blob(&blob.digest).await.map_err(|s| answered(format!("holding the blob {}", blob.digest), s))?;
-    match stored::info(lease.containerd(), &blob.digest).await? {
+    let there = || stored::info(lease.containerd(), &blob.digest);
+    let held = match there().await? {
+        None => None,
+        Some(_) => {
+            lease
+                .hold_blob(&blob.digest)
+                .await
+                .map_err(|s| answered(format!("holding the blob {}", blob.digest), s))?;
+            // The collector may have run in between.
+            there().await?
+        }
+    };
+    match held {
         None => Ok(false),
         Some(info) if info.size == blob.size as i64 => Ok(true),
         Some(info) => {

@@ -12,7 +12,7 @@ use containerd_client::services::v1::snapshots::{
 use containerd_client::types;
 use tonic::Status;
 
-use super::content::{Lease, label};
+use super::content::{Lease, add_labels};
 use super::driver::Inner;
 use super::layer::Problem;
 use super::manifest::{Descriptor, Digest, Manifest};
@@ -52,34 +52,40 @@ pub(super) fn layers(manifest: &Manifest, diff_ids: &[Digest], chain: &[Digest])
     .collect()
 }
 
-/// Unpacks the layer unless its snapshot is there. The lease holds the snapshot in both cases.
+/// Blobs smaller than this wait for their parent: to extract them takes less than to put them on it afterwards.
+const STAGED: u64 = 1 << 20;
+
+/// Who made a layer's snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unpacked {
+    /// We did, so that the lease holds it.
+    Here,
+    /// Somebody else did.
+    Elsewhere,
+}
+
+/// Unpacks the layer.
 ///
-/// The layer is extracted by us into a snapshot of its own, beside the others of its image, and put on top of its
-/// parent when that is there. What we do not do ourselves containerd does, in the order of the layers; see
-/// docs/decisions/0013.
+/// A large layer is extracted by us into a snapshot of its own, beside the others of its image, and put on top of its
+/// parent when that is there; any other is extracted on top of it at once. What we do not do ourselves containerd does,
+/// in the order of the layers; see docs/decisions/0013.
 ///
 /// # Errors
 /// [`Error::Refused`] and [`Error::Corrupt`] for the layer's own faults, else [`Error::Failed`]; nothing stays behind.
-pub(super) async fn unpack(inner: &Inner, lease: &Lease, layer: &Layer) -> Result<(), Error> {
-    let containerd = lease.containerd();
-    if has_snapshot(containerd, &layer.chain_id).await? {
-        return Ok(());
-    }
+pub(super) async fn unpack(inner: &Inner, lease: &Lease, layer: &Layer) -> Result<Unpacked, Error> {
     let id = uuid::Uuid::new_v4().simple();
-    let keys =
-        Keys { own: format!("{EXTRACT}{id} {}", layer.chain_id), stage: format!("{EXTRACT}{id} {}", layer.diff_id) };
-    let outcome = unpack_as(inner, lease, layer, &keys).await;
-    for key in [&keys.own, &keys.stage] {
-        // The lease would hold it otherwise; should this fail too, the next attempt removes it. One that was committed
-        // bears its final name by now.
-        if let Err(status) = remove(containerd, key).await {
+    let (own, stage) = (format!("{EXTRACT}{id} {}", layer.chain_id), format!("{EXTRACT}{id} {}", layer.diff_id));
+    let mut keys = Keys { own, stage, staged: false };
+    let outcome = unpack_as(inner, lease, layer, &mut keys).await;
+    // What was committed bears its final name by now.
+    let own = (!matches!(outcome, Ok(Unpacked::Here))).then_some(&keys.own);
+    for key in own.into_iter().chain(keys.staged.then_some(&keys.stage)) {
+        // The lease would hold it otherwise; should this fail too, the next attempt removes it.
+        if let Err(status) = remove(lease.containerd(), key).await {
             tracing::debug!(key, error = %Answer::from(status), "an unfinished snapshot stays for now");
         }
     }
-    if outcome.is_ok() {
-        inner.unpacked.send_modify(|count| *count += 1);
-    }
-    outcome.map(drop)
+    outcome
 }
 
 /// Names of snapshots that a layer needs until it is unpacked.
@@ -88,28 +94,23 @@ struct Keys {
     own: String,
     /// Where the layer is extracted to while its parent is not there.
     stage: String,
+    /// Whether that was made.
+    staged: bool,
 }
 
-async fn unpack_as(inner: &Inner, lease: &Lease, layer: &Layer, keys: &Keys) -> Result<Extracted, Error> {
-    let containerd = lease.containerd();
-    let Some(parent) = &layer.parent else {
-        // The lowest layer needs no other place than its own.
-        let Some(mounts) = prepare(lease, layer, &keys.own).await? else { return Ok(Extracted::AlreadyThere) };
-        if let Some(directory) = local::upper(&mounts)
-            && extract_into(inner, layer, &directory).await?.is_some()
-        {
-            return commit(lease, layer, &keys.own).await;
-        }
-        // What we left of the layer must not mix with what containerd makes of it.
-        remove(containerd, &keys.own).await.map_err(|s| answered(format!("removing the snapshot {}", keys.own), s))?;
-        return extract(lease, layer, &keys.own).await;
-    };
+async fn unpack_as(inner: &Inner, lease: &Lease, layer: &Layer, keys: &mut Keys) -> Result<Unpacked, Error> {
+    let Some(parent) = &layer.parent else { return extract_in_place(inner, lease, layer, &keys.own).await };
+    if layer.blob.size < STAGED || has_snapshot(&inner.containerd, parent).await? {
+        parent_is_there(inner, parent).await?;
+        return extract_in_place(inner, lease, layer, &keys.own).await;
+    }
+    keys.staged = true;
     let staged = stage(inner, lease, layer, &keys.stage).await?;
     parent_is_there(inner, parent).await?;
-    let Some((directory, implied)) = staged else { return extract(lease, layer, &keys.own).await };
-    let Some(mounts) = prepare(lease, layer, &keys.own).await? else { return Ok(Extracted::AlreadyThere) };
+    let Some((directory, implied)) = staged else { return extract(inner, lease, layer, &keys.own).await };
+    let Some(mounts) = prepare(lease, layer, &keys.own).await? else { return Ok(Unpacked::Elsewhere) };
     let (Some(upper), Some(lower)) = (local::upper(&mounts), local::lower(&mounts)) else {
-        return apply(lease, layer, &keys.own, mounts).await;
+        return apply(inner, lease, layer, &keys.own, mounts).await;
     };
     let doing = format!("putting the layer {} on its parent", layer.blob.digest);
     blocking(&doing, move || {
@@ -118,7 +119,30 @@ async fn unpack_as(inner: &Inner, lease: &Lease, layer: &Layer, keys: &Keys) -> 
         local::exchange(&directory, &upper)
     })
     .await?;
-    commit(lease, layer, &keys.own).await
+    commit(inner, lease, layer, &keys.own).await
+}
+
+/// Extracts the layer into its own snapshot, on top of its parent, if it has one, which is there.
+async fn extract_in_place(inner: &Inner, lease: &Lease, layer: &Layer, key: &str) -> Result<Unpacked, Error> {
+    let Some(mounts) = prepare(lease, layer, key).await? else { return Ok(Unpacked::Elsewhere) };
+    let lower = if layer.parent.is_some() { local::lower(&mounts) } else { Some(Vec::new()) };
+    let (Some(directory), Some(lower)) = (local::upper(&mounts), lower) else {
+        return apply(inner, lease, layer, key, mounts).await;
+    };
+    let Some(implied) = extract_into(inner, layer, &directory).await? else {
+        // What we left of the layer must not mix with what containerd makes of it.
+        remove(lease.containerd(), key).await.map_err(|s| answered(format!("removing the snapshot {key}"), s))?;
+        return extract(inner, lease, layer, key).await;
+    };
+    if !lower.is_empty() {
+        let doing = format!("putting the layer {} on its parent", layer.blob.digest);
+        blocking(&doing, move || {
+            let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
+            super::layer::extract::adopt(&directory, &implied, &lower)
+        })
+        .await?;
+    }
+    commit(inner, lease, layer, key).await
 }
 
 /// Extracts the layer into a snapshot that has no parent; `None` leaves it to containerd.
@@ -202,24 +226,22 @@ pub(super) async fn blocking(
 /// Waits until somebody has unpacked the layer below.
 async fn parent_is_there(inner: &Inner, parent: &Digest) -> Result<(), Error> {
     let mut news = inner.unpacked.subscribe();
-    loop {
-        news.borrow_and_update();
-        if has_snapshot(&inner.containerd, parent).await? {
-            return Ok(());
+    while !has_snapshot(&inner.containerd, parent).await? {
+        loop {
+            match news.recv().await {
+                Ok(made) if made == *parent => return Ok(()),
+                Ok(_) => {}
+                // Some were missed: look. The sender lives as long as `inner`.
+                Err(_) => break,
+            }
         }
-        // The sender lives as long as `inner`.
-        let _ = news.changed().await;
     }
+    Ok(())
 }
 
 fn other_content(layer: &Layer, actual: &str) -> Error {
     let message = format!("it unpacks to {actual}, its image says {}", layer.diff_id);
     Error::Corrupt { digest: layer.blob.digest.to_string(), source: Arc::new(std::io::Error::other(message)) }
-}
-
-enum Extracted {
-    Committed,
-    AlreadyThere,
 }
 
 /// The mounts of a new snapshot for the layer; `None` when somebody else has unpacked it.
@@ -240,14 +262,20 @@ async fn prepare(lease: &Lease, layer: &Layer, key: &str) -> Result<Option<Vec<t
 }
 
 /// By containerd.
-async fn extract(lease: &Lease, layer: &Layer, key: &str) -> Result<Extracted, Error> {
+async fn extract(inner: &Inner, lease: &Lease, layer: &Layer, key: &str) -> Result<Unpacked, Error> {
     match prepare(lease, layer, key).await? {
-        Some(mounts) => apply(lease, layer, key, mounts).await,
-        None => Ok(Extracted::AlreadyThere),
+        Some(mounts) => apply(inner, lease, layer, key, mounts).await,
+        None => Ok(Unpacked::Elsewhere),
     }
 }
 
-async fn apply(lease: &Lease, layer: &Layer, key: &str, mounts: Vec<types::Mount>) -> Result<Extracted, Error> {
+async fn apply(
+    inner: &Inner,
+    lease: &Lease,
+    layer: &Layer,
+    key: &str,
+    mounts: Vec<types::Mount>,
+) -> Result<Unpacked, Error> {
     let blob = &layer.blob;
     let apply = ApplyRequest {
         diff: Some(types::Descriptor {
@@ -273,24 +301,26 @@ async fn apply(lease: &Lease, layer: &Layer, key: &str, mounts: Vec<types::Mount
     if actual != layer.diff_id.as_str() {
         return Err(other_content(layer, &actual));
     }
-    commit(lease, layer, key).await
+    commit(inner, lease, layer, key).await
 }
 
-async fn commit(lease: &Lease, layer: &Layer, key: &str) -> Result<Extracted, Error> {
+async fn commit(inner: &Inner, lease: &Lease, layer: &Layer, key: &str) -> Result<Unpacked, Error> {
     let containerd = lease.containerd();
     let (chain_id, snapshotter) = (layer.chain_id.to_string(), containerd.snapshotter().to_owned());
     let commit =
         CommitSnapshotRequest { snapshotter, name: chain_id.clone(), key: key.to_owned(), ..Default::default() };
     match containerd.snapshots().commit(lease.request(commit)).await {
         Ok(_) => {}
-        Err(status) if is_already_exists(&status) => return Ok(Extracted::AlreadyThere),
+        Err(status) if is_already_exists(&status) => return Ok(Unpacked::Elsewhere),
         Err(status) => return Err(answered(format!("committing the snapshot {chain_id}"), status)),
     }
+    // The layer above need not wait for the rest. Nobody listening is fine.
+    let _ = inner.unpacked.send(layer.chain_id.clone());
     let labels = HashMap::from([("containerd.io/uncompressed".to_owned(), layer.diff_id.to_string())]);
-    label(containerd, &layer.blob.digest, labels)
+    add_labels(containerd, &layer.blob.digest, labels)
         .await
         .map_err(|status| answered(format!("labelling the layer {}", layer.blob.digest), status))?;
-    Ok(Extracted::Committed)
+    Ok(Unpacked::Here)
 }
 
 /// The directories of a chain of snapshots, bottom first; `None` when they cannot be reached.

@@ -27,7 +27,7 @@ use super::{Entry, Kind, Mark, Problem, mark, read};
 use crate::images::manifest::Digest;
 
 /// Bytes copied at once.
-const CHUNK: usize = 128 << 10;
+const CHUNK: usize = 64 << 10;
 
 /// A layer that is in its directory.
 #[derive(Debug)]
