@@ -92,10 +92,16 @@ fn a_start_that_damage_prevents_repairs_the_image(node: &mut Node) -> Result<()>
     node.until_workload("sleeper", "to run again", |it| {
         api::ready(it) && api::container_id(it) != api::container_id(&before)
     })?;
-    ensure!(fs::read(greatest(node, SNAPSHOTS)?)? == sound, "{} is still torn", torn.display());
-    let events = node.nodelet(&["events", "-A"])?;
-    ensure!(events.contains("ImageDamaged") && events.contains("ImageRepaired"), "{events}");
-    Ok(())
+    // It may look as if it ran before it is noticed that it does not.
+    until(PATIENCE, &format!("{} to be put right", torn.display()), || {
+        Ok(fs::read(greatest(node, SNAPSHOTS)?).is_ok_and(|now| now == sound).then_some(()))
+    })
+    .with_context(|| node.explain())?;
+    until(PATIENCE, "the Events about it", || {
+        let events = node.nodelet(&["events", "-A"])?;
+        Ok((events.contains("ImageDamaged") && events.contains("ImageRepaired")).then_some(()))
+    })?;
+    node.until_ready("sleeper").map(drop)
 }
 
 /// In the file's place, so that a program that runs from it is no hindrance.
