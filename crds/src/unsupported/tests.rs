@@ -116,11 +116,9 @@ fn every_line_is_of_a_declared_field_and_value() {
 
 #[test]
 fn a_container_of_either_list_is_judged_alike() {
-    let sleep = LifecycleHandler { sleep: Some(SleepAction { seconds: 1 }), ..Default::default() };
-    let lifecycle = Lifecycle { pre_stop: Some(sleep), ..Default::default() };
-    let container = Container { lifecycle: Some(lifecycle), ..Default::default() };
+    let container = Container { stdin: true, ..Default::default() };
     let spec =
         WorkloadSpec { containers: vec![container.clone()], init_containers: vec![container], ..Default::default() };
     let paths: Vec<_> = unsupported(&spec).into_iter().map(|error| error.path).collect();
-    assert_eq!(paths, ["spec.initContainers[0].lifecycle.preStop.sleep", "spec.containers[0].lifecycle.preStop.sleep"]);
+    assert_eq!(paths, ["spec.initContainers[0].stdin", "spec.containers[0].stdin"]);
 }
