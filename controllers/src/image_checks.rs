@@ -59,7 +59,19 @@ struct State {
     /// Suspected and found sound: the failure has another reason.
     cleared: HashSet<String>,
     running: HashSet<String>,
-    failed: HashMap<String, (String, u32, Instant)>,
+    failed: HashMap<String, Failure>,
+}
+
+/// A check that found what could not be put right.
+struct Failure {
+    /// The cause chain.
+    message: String,
+    /// How many in a row.
+    count: u32,
+    /// When it is tried again.
+    next: Instant,
+    /// What is damaged is not needed to run containers.
+    usable: bool,
 }
 
 impl ImageChecks {
@@ -127,12 +139,14 @@ impl ImageChecks {
             return Check::UnderWay;
         }
         let failures = match state.failed.get(&name) {
-            Some((message, failures, next)) => {
+            // Who found that tries again.
+            Some(Failure { usable: true, .. }) => return Check::Trusted,
+            Some(Failure { message, count, next, .. }) => {
                 let retry_in = next.saturating_duration_since(Instant::now());
                 if !retry_in.is_zero() {
-                    return Check::Failed { message: message.clone(), failures: *failures, retry_in };
+                    return Check::Failed { message: message.clone(), failures: *count, retry_in };
                 }
-                *failures
+                *count
             }
             None => 0,
         };
@@ -143,31 +157,36 @@ impl ImageChecks {
         Check::UnderWay
     }
 
-    async fn check(&self, ctx: &Context, user: &Workload, fetch: &Fetch, name: String, failures: u32) {
-        let outcome = repair(ctx, user, fetch, &name).await;
-        let retry = {
-            let mut state = self.lock();
-            state.running.remove(&name);
-            match outcome {
-                Ok(()) => {
-                    state.suspects.remove(&name);
-                    state.failed.remove(&name);
-                    state.boot.trust(&name);
-                    state.cleared.insert(name.clone());
-                    None
+    /// Checks and repairs. What may be used as it is wakes nobody who would ask again, so it is tried again from here.
+    async fn check(&self, ctx: &Context, user: &Workload, fetch: &Fetch, name: String, mut failures: u32) {
+        loop {
+            let outcome = repair(ctx, user, fetch, &name).await;
+            let retry = {
+                let mut state = self.lock();
+                state.running.remove(&name);
+                match outcome {
+                    Ok(()) => {
+                        state.suspects.remove(&name);
+                        state.failed.remove(&name);
+                        state.boot.trust(&name);
+                        state.cleared.insert(name.clone());
+                        None
+                    }
+                    Err((message, usable)) => {
+                        failures = failures.saturating_add(1);
+                        let delay = Backoff::RETRY.jittered(failures);
+                        let failure = Failure { message, count: failures, next: Instant::now() + delay, usable };
+                        state.failed.insert(name.clone(), failure);
+                        Some((delay, usable))
+                    }
                 }
-                Err(message) => {
-                    let failures = failures.saturating_add(1);
-                    let delay = Backoff::RETRY.jittered(failures);
-                    state.failed.insert(name, (message, failures, Instant::now() + delay));
-                    Some(delay)
-                }
-            }
-        };
-        ctx.pulls.tell(&fetch.reference);
-        if let Some(delay) = retry {
-            tokio::time::sleep(delay).await;
+            };
             ctx.pulls.tell(&fetch.reference);
+            let Some((delay, usable)) = retry else { return };
+            tokio::time::sleep(delay).await;
+            if !usable {
+                return ctx.pulls.tell(&fetch.reference);
+            }
         }
     }
 
@@ -176,11 +195,12 @@ impl ImageChecks {
     }
 }
 
-/// Reads the image, and makes it whole.
-async fn repair(ctx: &Context, user: &Workload, fetch: &Fetch, name: &str) -> Result<(), String> {
+/// Reads the image, and makes it whole. A failure says whether the image may be used nevertheless: a layer that is
+/// damaged in the content store is unpacked already, and a node without a network has nothing better.
+async fn repair(ctx: &Context, user: &Workload, fetch: &Fetch, name: &str) -> Result<(), (String, bool)> {
     let images = &ctx.drivers.images;
     let started = Instant::now();
-    let damage = images.verify(name).await.map_err(|error| format!("checking {name}: {}", chain(&error)))?;
+    let damage = images.verify(name).await.map_err(|error| (format!("checking {name}: {}", chain(&error)), false))?;
     if damage.is_empty() {
         tracing::info!(reference = name, took = ?started.elapsed(), "checked image: sound");
         return Ok(());
@@ -189,7 +209,14 @@ async fn repair(ctx: &Context, user: &Workload, fetch: &Fetch, name: &str) -> Re
     tracing::warn!(reference = name, "image is damaged: {found}");
     ctx.event(user, EventType::Warning, reasons::IMAGE_DAMAGED, format!("Image {name} is damaged: {found}")).await;
     let repaired = images.repair(fetch, &damage, Arc::new(|_| {})).await;
-    repaired.map_err(|error| format!("{name} is damaged ({found}) and cannot be repaired: {}", chain(&error)))?;
+    if let Err(error) = repaired {
+        let usable = damage.iter().all(|damage| matches!(damage, Damage::Blob { layer: true, .. }));
+        let message = format!("{name} is damaged ({found}) and cannot be repaired: {}", chain(&error));
+        if usable {
+            tracing::warn!(reference = name, "used as it is unpacked until it can be repaired: {message}");
+        }
+        return Err((message, usable));
+    }
     tracing::info!(reference = name, took = ?started.elapsed(), "repaired image");
     ctx.metrics.repairs.with_label_values(&["image"]).inc();
     ctx.event(user, EventType::Normal, reasons::IMAGE_REPAIRED, format!("Repaired image {name}")).await;
@@ -200,7 +227,7 @@ async fn repair(ctx: &Context, user: &Workload, fetch: &Fetch, name: &str) -> Re
 fn describe(damage: &[Damage]) -> String {
     let first = match damage.first() {
         None => return String::new(),
-        Some(Damage::Blob { digest, problem }) => format!("blob {digest}: {problem}"),
+        Some(Damage::Blob { digest, problem, .. }) => format!("blob {digest}: {problem}"),
         Some(Damage::Snapshot { name, problem }) => format!("unpacked layer {name}: {problem}"),
     };
     match damage.len() {

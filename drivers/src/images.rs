@@ -413,6 +413,8 @@ pub enum Damage {
     Blob {
         /// Which one.
         digest: String,
+        /// It is a layer: nothing is started from it once it is unpacked.
+        layer: bool,
         /// How it differs.
         problem: String,
     },
@@ -477,7 +479,7 @@ pub trait Images: Send + Sync {
     /// Makes the image whole again: drops the damaged blobs, fetches what is missing, unpacks the damaged snapshots
     /// anew. It stays what it was, by its digest, and the registry is asked for nothing but what is damaged; only what
     /// that has no more either is replaced by what the reference stands for now. Snapshots in use are exchanged under
-    /// their name; a running container keeps what it has mounted.
+    /// their name; a running container keeps what it has mounted. Where nothing can be fetched, nothing is dropped.
     async fn repair(&self, fetch: &Fetch, damage: &[Damage], progress: OnProgress) -> Result<Image, Error>;
 }
 

@@ -8,7 +8,10 @@ use nodelet_tests::containerd::Registry;
 use nodelet_tests::node::{DATA, Node, PATIENCE, api};
 use nodelet_tests::wait::until;
 
-nodelet_tests::on_each_containerd!(torn_files_are_repaired_after_a_power_cut);
+nodelet_tests::on_each_containerd!(
+    torn_files_are_repaired_after_a_power_cut,
+    a_torn_layer_waits_for_the_network_and_keeps_nothing_from_starting,
+);
 nodelet_tests::on_containerd!(a_start_that_damage_prevents_repairs_the_image);
 
 const SLEEPER: &str = "
@@ -52,9 +55,41 @@ fn torn_files_are_repaired_after_a_power_cut(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
-/// What a power cut does to a node as far as images are concerned: nothing runs, the greatest file below `place` is torn,
-/// the boot is another. Then everything must be as it was.
+fn a_torn_layer_waits_for_the_network_and_keeps_nothing_from_starting(node: &mut Node) -> Result<()> {
+    node.apply(SLEEPER)?;
+    node.until_ready("sleeper")?;
+    node.registry.take().context("a registry")?.kill(&node.namespaces)?;
+    let (torn, sound) = restart_with(node, BLOBS, Loss::End)?;
+    ensure!(node.nodelet(&["events", "-A"])?.contains("ImageDamaged"), "nobody was told");
+    ensure!(fs::read(&torn)? != sound, "repaired out of nothing");
+    let pid = node.pid("sleeper")?;
+
+    let log = node.logs.join("registry-again.log");
+    node.registry = Some(Registry::start(&node.namespaces, &node.images.registry, &log)?);
+    until(PATIENCE, "the layer to be fetched again", || {
+        Ok(fs::read(&torn).is_ok_and(|now| now == sound).then_some(()))
+    })
+    .with_context(|| node.explain())?;
+    until(PATIENCE, "the Event about it", || {
+        Ok(node.nodelet(&["events", "-A"])?.contains("Repaired image").then_some(()))
+    })?;
+    ensure!(node.pid("sleeper")? == pid, "the repair restarted the container");
+    Ok(())
+}
+
+/// After a power cut that tears a file, everything must be as it was.
 fn cut_power(node: &mut Node, place: &str, loss: Loss) -> Result<()> {
+    let (torn, sound) = restart_with(node, place, loss)?;
+    // The blob's name is its digest; the file of a snapshot keeps its place.
+    ensure!(fs::read(&torn)? == sound, "{} is still torn", torn.display());
+    let boot = fs::read_to_string(node.namespaces.path(DATA).join("boot.json"))?;
+    ensure!(boot.contains("shop/busybox"), "the image was not checked: {boot}");
+    Ok(())
+}
+
+/// What a power cut does to a node as far as images are concerned: nothing runs, the greatest file below `place` is torn,
+/// the boot is another. Returns once the workload is up again, with that file and what it was.
+fn restart_with(node: &mut Node, place: &str, loss: Loss) -> Result<(PathBuf, Vec<u8>)> {
     let torn = greatest(node, place)?;
     let sound = fs::read(&torn)?;
     let before = node.until_ready("sleeper")?;
@@ -75,11 +110,7 @@ fn cut_power(node: &mut Node, place: &str, loss: Loss) -> Result<()> {
     node.start_agent()?;
     let what = format!("to be up again after {} lost its {loss:?}", torn.display());
     node.until_workload("sleeper", &what, |it| api::ready(it) && api::container_id(it) != api::container_id(&before))?;
-    // The blob's name is its digest; the file of a snapshot keeps its place.
-    ensure!(fs::read(&torn)? == sound, "{} is still torn", torn.display());
-    let boot = fs::read_to_string(&record)?;
-    ensure!(boot.contains("shop/busybox"), "the image was not checked: {boot}");
-    Ok(())
+    Ok((torn, sound))
 }
 
 fn a_start_that_damage_prevents_repairs_the_image(node: &mut Node) -> Result<()> {
@@ -120,9 +151,14 @@ fn tear(file: &Path, loss: Loss) -> Result<()> {
     fs::rename(torn, file).context("tearing a file")
 }
 
-/// The greatest file below a directory of the node.
+/// The greatest file below a directory of the node, once there is one alone: what a repair replaced may go later.
 fn greatest(node: &Node, directory: &str) -> Result<PathBuf> {
-    let find = format!("find {directory} -type f -printf '%s %p\\n' | sort -n | tail -1 | cut -d' ' -f2");
-    let path = node.namespaces.run(["sh", "-c", &find])?;
+    let find = format!("find {directory} -type f -printf '%s %p\\n' | sort -rn | head -2");
+    let path = until(PATIENCE, "one file that is greater than the others", || {
+        let said = node.namespaces.run(["sh", "-c", &find])?;
+        let mut lines = said.lines().filter_map(|line| line.split_once(' '));
+        let (first, second) = (lines.next().context("no file")?, lines.next());
+        Ok(second.is_none_or(|second| second.0 != first.0).then(|| first.1.to_owned()))
+    })?;
     Ok(node.namespaces.path(path.trim()))
 }

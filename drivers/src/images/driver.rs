@@ -280,7 +280,11 @@ impl Images for ContainerdImages {
     }
 
     async fn repair(&self, fetch: &Fetch, damage: &[Damage], progress: OnProgress) -> Result<Image, Error> {
-        verify::drop_blobs(&self.inner, damage).await?;
+        if damage.iter().any(|damage| matches!(damage, Damage::Blob { .. })) {
+            // What is damaged is worth more than nothing while its source does not answer.
+            self.resolve(fetch).await?;
+            verify::drop_blobs(&self.inner, damage).await?;
+        }
         let wish = Wish { repair: true, ..self.wish(fetch)? };
         let image = self.get_by(wish, fetch, progress).await?;
         verify::replace_snapshots(&self.inner, &image.reference, damage).await?;

@@ -34,7 +34,7 @@ pub(super) async fn verify(inner: &Inner, name: &str) -> Result<Vec<Damage>, Err
         }
         if let Some(problem) = problem(containerd, &blob.digest).await? {
             sound = false;
-            found.push(Damage::Blob { digest: blob.digest.to_string(), problem });
+            found.push(Damage::Blob { digest: blob.digest.to_string(), layer: false, problem });
             continue;
         }
         let Some(bytes) = stored::read_document(containerd, &blob.digest).await? else { continue };
@@ -47,12 +47,13 @@ pub(super) async fn verify(inner: &Inner, name: &str) -> Result<Vec<Damage>, Err
     }
     let Some(image) = stored::follow(containerd, &record).await? else {
         let problem = "its manifest or configuration is missing".to_owned();
-        return Ok(vec![Damage::Blob { digest: target.to_string(), problem }]);
+        return Ok(vec![Damage::Blob { digest: target.to_string(), layer: false, problem }]);
     };
     let blobs = std::iter::once(&image.manifest.config).chain(&image.manifest.layers);
     for blob in blobs {
         if let Some(problem) = problem(containerd, &blob.digest).await? {
-            found.push(Damage::Blob { digest: blob.digest.to_string(), problem });
+            let layer = blob.digest != image.manifest.config.digest;
+            found.push(Damage::Blob { digest: blob.digest.to_string(), layer, problem });
         }
     }
     found.extend(snapshots(inner, &image, &found).await?);
