@@ -250,7 +250,13 @@ impl Endurance<'_> {
     }
 
     fn names_that_are_gone(&mut self) -> Result<BTreeSet<usize>> {
-        let there = census::objects(self.node)?;
+        // The agent may be about to die of an earlier round.
+        let there = until(PATIENCE, "the list of workloads", || {
+            if !self.is_agent_alive() {
+                self.revive_agent()?;
+            }
+            Ok(census::objects(self.node).ok())
+        })?;
         Ok((0..WORKLOADS).filter(|index| !there.contains_key(&declared::name(*index))).collect())
     }
 
