@@ -3,14 +3,14 @@
 
 SHELL := /bin/bash -o pipefail
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-SCRIPTS := .ci/run tests/vm/init $(filter-out %/check-licences %/__pycache__,$(wildcard tests/bin/*))
+SCRIPTS := .ci/run $(addprefix tests/vm/,init limits networks apparmor reboot systemd systemd-init systemd-machine) $(filter-out %/check-licences %/__pycache__,$(wildcard tests/bin/*))
 HELM = $(shell tests/bin/fetch-helm)
 # Only the debug build that tests run has the points where they kill it; docs/testing.md says how.
 FAILPOINTS := nodelet/failpoints
 LOGGER_TARGET := $(shell uname -m)-unknown-linux-gnu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check e2e vm bench bench-api bench-pulls crds image images build logger deps clean
+.PHONY: help demo test check e2e vm bench bench-api bench-limits bench-networks bench-pulls crds image images build logger deps clean
 
 help: ## this menu
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -37,8 +37,13 @@ check: deps ## format, lints, docs, licences, generated files, chart, scripts
 	shellcheck $(SCRIPTS)
 	tests/bin/check-text
 
-vm: deps build images ## the same on cgroup v2, in a virtual machine: limits, memory kills, restarts of the agent
-	tests/bin/vm
+vm: deps build images ## in virtual machines: limits on cgroup v2, VLANs, ipvlan, SCTP, AppArmor, reboots with a power cut and a wrong clock, and systemd
+	cargo test -q --no-run -p nodelet-drivers
+	tests/bin/vm limits
+	tests/bin/vm networks
+	tests/bin/vm apparmor
+	tests/bin/vm reboot
+	tests/bin/vm systemd
 
 bench: deps build images ## measure against ctr, podman and docker on this machine; writes docs/benchmarks.md
 	cargo build --release -p nodelet -p nodelet-logger
@@ -48,6 +53,13 @@ bench: deps build images ## measure against ctr, podman and docker on this machi
 bench-api: ## measure the API server, against kube-apiserver and etcd where $$KUBEBUILDER_ASSETS has them; writes docs/benchmarks.md
 	cargo build --release -p nodelet-bench
 	cargo run --release -p nodelet-bench -- api --output docs/benchmarks.md
+
+bench-limits: deps build images ## measure how exact limits are and how soon a change is in force; writes docs/benchmarks.md
+	cargo build --release -p nodelet -p nodelet-logger -p nodelet-bench
+	cargo run --release -p nodelet-bench -- limits --output docs/benchmarks.md
+
+bench-networks: deps ## measure attachments, ports, names and throughput; writes docs/benchmarks.md
+	cargo run --release -p nodelet-bench -- networks --output docs/benchmarks.md
 
 bench-pulls: deps build images ## measure cold pulls against ctr, podman and docker; PIGZ=dir has unpigz; writes docs/benchmarks.md
 	cargo build --release -p nodelet -p nodelet-logger -p nodelet-bench

@@ -34,6 +34,7 @@ mod session;
 mod table;
 mod terminal;
 mod version;
+mod volumes;
 mod wait;
 mod why;
 
@@ -130,8 +131,8 @@ enum Command {
     Rollback(rollback::RollbackArgs),
     /// Images on the nodes; get one, or remove those that nobody needs
     Images(images::ImagesArgs),
-    /// Volumes, where they are and who uses them
-    Volumes(node_lists::NodeListArgs),
+    /// Volumes, where they are and who uses them; copy one to a file, or fill one from it
+    Volumes(volumes::VolumesArgs),
     /// Networks on the nodes
     Networks(node_lists::NodeListArgs),
     /// Copy this node's store of objects to a file, while the agent runs or not
@@ -238,7 +239,7 @@ async fn client_command(command: Command, global: &Global, output: &Output) -> a
         Command::Restart(args) => power::restart(&args, &session::open(global, output).await?).await,
         Command::Rollback(args) => rollback::rollback(&args, &session::open(global, output).await?).await,
         Command::Images(args) => images::images(&args, &session::open(global, output).await?).await,
-        Command::Volumes(args) => node_lists::volumes(&args, &session::open(global, output).await?).await,
+        Command::Volumes(args) => volumes::volumes(&args, global, &session::open(global, output).await?).await,
         Command::Networks(args) => node_lists::networks(&args, &session::open(global, output).await?).await,
         Command::Backup(args) => backup::backup(&args, global, output),
         Command::Restore(args) => restore::restore(&args, global, output),

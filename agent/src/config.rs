@@ -9,11 +9,17 @@ mod overrides;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use nodelet_controllers::backoff::{Backoff, RestartBackoff};
+use nodelet_controllers::eviction::{EvictionSettings, Threshold, Thresholds};
+use nodelet_controllers::workload::fit::Amounts;
+use nodelet_crds::quantity::Quantity;
+use nodelet_drivers::cgroups::Driver;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use load::nearest;
 pub use load::{Error, Fault, Faults, load};
+pub(crate) use load::{kind_of, nearest};
 pub use overrides::{Origin, Override, from_environment, from_flag};
 
 /// Where the configuration is looked for when nothing else is said.
@@ -43,6 +49,10 @@ pub struct NodeletConfiguration {
     pub sources: Vec<SourceConfiguration>,
     /// Image transfers and collection.
     pub images: ImagesConfiguration,
+    /// What of the node is not for Workloads.
+    pub system_reserved: SystemReservedConfiguration,
+    /// When Workloads have to go because the node is short of something.
+    pub eviction: EvictionConfiguration,
     /// Logs, metrics, health.
     pub observability: ObservabilityConfiguration,
 }
@@ -60,6 +70,8 @@ impl Default for NodeletConfiguration {
             runtime: RuntimeConfiguration::default(),
             sources: vec![SourceConfiguration { directory: "/etc/nodelet/manifests".into() }],
             images: ImagesConfiguration::default(),
+            system_reserved: SystemReservedConfiguration::default(),
+            eviction: EvictionConfiguration::default(),
             observability: ObservabilityConfiguration::default(),
         }
     }
@@ -115,10 +127,14 @@ pub struct RuntimeConfiguration {
     pub oci_runtime: String,
     /// Workloads per shared shim, at most 100; 0 is one shim each.
     pub shim_pool: u32,
-    /// Cgroup below which every container lives.
+    /// Who makes cgroups.
+    pub cgroup_driver: Driver,
+    /// Cgroup below which every container lives; with systemd, the name of a slice.
     pub cgroup_parent: String,
     /// Seconds between passes that look at everything although no event asked for it.
     pub audit_seconds: u64,
+    /// How soon containers that ended are started again, where their Workload says nothing.
+    pub crash_loop_back_off: BackOffConfiguration,
 }
 
 impl Default for RuntimeConfiguration {
@@ -131,9 +147,38 @@ impl Default for RuntimeConfiguration {
             handler: "io.containerd.runc.v2".to_owned(),
             oci_runtime: String::new(),
             shim_pool: 0,
+            cgroup_driver: Driver::Cgroupfs,
             cgroup_parent: "/nodelet".to_owned(),
             audit_seconds: 300,
+            crash_loop_back_off: BackOffConfiguration::default(),
         }
+    }
+}
+
+/// `runtime.crashLoopBackOff`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BackOffConfiguration {
+    /// The delay after the second failure in a row; it doubles with each further one.
+    pub initial_seconds: u32,
+    /// No delay is longer.
+    pub max_seconds: u32,
+    /// A container that ran this long starts counting anew.
+    pub reset_seconds: u32,
+}
+
+impl Default for BackOffConfiguration {
+    fn default() -> Self {
+        Self { initial_seconds: 1, max_seconds: 300, reset_seconds: 60 }
+    }
+}
+
+impl BackOffConfiguration {
+    /// As the controllers take it.
+    pub fn to_backoff(self) -> RestartBackoff {
+        let [first, max, reset] =
+            [self.initial_seconds, self.max_seconds, self.reset_seconds].map(|s| Duration::from_secs(u64::from(s)));
+        RestartBackoff { delays: Backoff { first, max }, reset }
     }
 }
 
@@ -161,6 +206,8 @@ pub struct ImagesConfiguration {
     pub credentials_file: PathBuf,
     /// Bytes in a second from registries, over all pulls; 0 is no limit.
     pub max_bytes_per_second: u64,
+    /// Seconds for which a connection to a registry may be silent before it is given up and made anew.
+    pub stall_seconds: u32,
 }
 
 impl Default for ImagesConfiguration {
@@ -172,6 +219,7 @@ impl Default for ImagesConfiguration {
             registries_dir: "/etc/containerd/certs.d".into(),
             credentials_file: PathBuf::new(),
             max_bytes_per_second: 0,
+            stall_seconds: 30,
         }
     }
 }
@@ -191,6 +239,90 @@ pub struct GcConfiguration {
 impl Default for GcConfiguration {
     fn default() -> Self {
         Self { high_percent: 85, low_percent: 80, min_age_seconds: 120 }
+    }
+}
+
+/// `systemReserved`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SystemReservedConfiguration {
+    /// CPU time: `500m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Quantity>,
+    /// Memory: `512Mi`. The cgroup of all Workloads gets the rest as its limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Quantity>,
+}
+
+impl SystemReservedConfiguration {
+    /// As numbers; what cannot be read was refused by the check.
+    pub fn amounts(&self) -> Amounts {
+        Amounts {
+            cpu_millis: self.cpu.as_ref().and_then(|cpu| cpu.milli_cpu().ok()).unwrap_or(0),
+            memory_bytes: self.memory.as_ref().and_then(|memory| memory.bytes().ok()).unwrap_or(0),
+        }
+    }
+}
+
+/// `eviction`, in the kubelet's words
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct EvictionConfiguration {
+    /// `memory.available`
+    pub memory: MemoryEvictionConfiguration,
+    /// `nodefs.available` and `nodefs.inodesFree`
+    pub nodefs: NodefsEvictionConfiguration,
+    /// Seconds for which there is pressure after it was last seen.
+    pub pressure_transition_seconds: u32,
+}
+
+impl Default for EvictionConfiguration {
+    fn default() -> Self {
+        Self {
+            memory: MemoryEvictionConfiguration::default(),
+            nodefs: NodefsEvictionConfiguration::default(),
+            pressure_transition_seconds: 60,
+        }
+    }
+}
+
+/// `eviction.memory`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MemoryEvictionConfiguration {
+    /// Less available memory is pressure: `100Mi` or `5%`. Default: the lesser of the two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub available: Option<Threshold>,
+}
+
+/// `eviction.nodefs`: the filesystem of `dataDir`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct NodefsEvictionConfiguration {
+    /// Less available space is pressure.
+    pub available: Threshold,
+    /// Fewer free inodes are pressure.
+    pub inodes_free: Threshold,
+}
+
+impl Default for NodefsEvictionConfiguration {
+    fn default() -> Self {
+        Self { available: Threshold::Percent(10), inodes_free: Threshold::Percent(5) }
+    }
+}
+
+impl EvictionConfiguration {
+    /// As the controllers take it, on a node with so much memory.
+    pub fn settings(&self, memory_bytes: u64) -> EvictionSettings {
+        let usual = Threshold::Amount((100 << 20).min(memory_bytes / 20));
+        EvictionSettings {
+            thresholds: Thresholds {
+                memory: self.memory.available.unwrap_or(usual),
+                disk: self.nodefs.available,
+                inodes: self.nodefs.inodes_free,
+            },
+            transition: Duration::from_secs(u64::from(self.pressure_transition_seconds)),
+        }
     }
 }
 

@@ -5,10 +5,13 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+pub use nodelet_controllers::context::chain;
 use serde_json::{Value, json};
 
 use crate::client;
 use crate::yaml::{self, Position, Positions};
+
+mod advice;
 
 /// Names an object, whatever its version.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -114,29 +117,14 @@ impl Object {
             client::Error::Refused { causes, .. } if !causes.is_empty() => causes
                 .iter()
                 .map(|cause| {
-                    self.fault(cause.field.trim_start_matches('.').replace("<nil>", ""), cause.message.clone())
+                    let field = cause.field.trim_start_matches('.').replace("<nil>", "");
+                    self.fault(field, advice::advised(&self.value, cause))
                 })
                 .collect(),
             client::Error::UnknownKind(message) => vec![self.fault("kind", message.clone())],
             error => vec![self.fault("", chain(error))],
         }
     }
-}
-
-/// An error with its causes, as one line.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some libraries repeat their cause in their own message.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Whether a file of this name holds manifests.
@@ -323,7 +311,7 @@ items:
         let refused =
             client::Error::Refused { code: 400, reason: String::new(), message: "long".into(), causes: vec![cause] };
         let told: Vec<String> = object.refusal(&refused).iter().map(ToString::to_string).collect();
-        assert_eq!(told, ["f.yaml:8:5: Workload web: spec.containers[0].imagee: unknown field"]);
+        assert_eq!(told, ["f.yaml:8:5: Workload web: spec.containers[0].imagee: unknown field; did you mean image?"]);
         let refused =
             client::Error::Refused { code: 409, reason: String::new(), message: "conflict".into(), causes: vec![] };
         assert_eq!(object.refusal(&refused)[0].to_string(), "f.yaml:2:1: Workload web: conflict");

@@ -25,7 +25,6 @@ use std::time::Duration;
 use nodelet_apiserver::Server;
 use nodelet_controllers::image_collector::{Collector, Marks};
 use nodelet_controllers::workload::preview::Previews;
-use nodelet_drivers::runtime::Runtime;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -110,11 +109,22 @@ pub fn run(configuration: NodeletConfiguration) -> Result<(), Error> {
     result
 }
 
+/// As many files may be open as the system lets us: the customary 1,024, which programs with select(2) need, are few for
+/// hundreds of workloads.
+fn allow_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!("the number of open files stays as it is: {error}");
+    }
+}
+
 fn blocking(configuration: NodeletConfiguration) -> Result<(), Error> {
     for path in [&configuration.data_dir, &configuration.run_dir] {
         std::fs::create_dir_all(path).map_err(|source| Error::Directory { path: path.clone(), source })?;
     }
     let _lock = lock::Lock::take(&configuration.data_dir)?;
+    allow_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("nodelet")
@@ -191,7 +201,7 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
     }
     let logger = logger::install(&configuration.data_dir)?;
     let drivers = drivers::assemble(&configuration, logger)?;
-    let runtime = drivers.runtime.clone();
+    let node = drivers.clone();
     streams.reach_with(drivers.runtime.clone(), drivers.sandboxes.clone());
 
     let mut working = Tasks::new();
@@ -206,6 +216,9 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
         collector,
         previews,
         capacity: capacity(),
+        eviction: configuration.eviction.settings(capacity().1),
+        system_reserved: configuration.system_reserved.amounts(),
+        restart_backoff: configuration.runtime.crash_loop_back_off.to_backoff(),
     };
     let client = server.client("default");
     let token = working.token();
@@ -237,7 +250,7 @@ async fn agent(configuration: NodeletConfiguration) -> Result<(), Error> {
     notify::ready();
     let token = working.token();
     working.spawn("the watchdog", notify::watchdog(token));
-    supervise(working, serving, &mut signals, &server.client("default"), &*runtime).await
+    supervise(working, serving, &mut signals, &server.client("default"), &node).await
 }
 
 /// Waits for a signal or a fault, then stops everything in order.
@@ -246,7 +259,7 @@ async fn supervise(
     mut serving: Tasks,
     signals: &mut Signals,
     client: &kube::Client,
-    runtime: &dyn Runtime,
+    drivers: &nodelet_controllers::Drivers,
 ) -> Result<(), Error> {
     // Cancel-safe: tasks that ended stay to be collected, signals stay pending, and the lock on a shutdown is given back.
     let mut going_down = None;
@@ -261,7 +274,7 @@ async fn supervise(
     };
     notify::stopping();
     if let Some(shutdown) = going_down {
-        stop_workloads(shutdown, &mut working, client, runtime, signals).await;
+        stop_workloads(shutdown, &mut working, client, drivers, signals).await;
     }
     match &fault {
         None => tracing::info!("stopping: draining for at most {} s, workloads go on", DRAIN.as_secs()),
@@ -291,7 +304,7 @@ async fn stop_workloads(
     shutdown: shutdown::Shutdown,
     working: &mut Tasks,
     client: &kube::Client,
-    runtime: &dyn Runtime,
+    drivers: &nodelet_controllers::Drivers,
     signals: &mut Signals,
 ) {
     let start = std::time::Instant::now();
@@ -301,7 +314,7 @@ async fn stop_workloads(
         tracing::warn!(tasks = late.join(", "), "not finished in time");
     }
     let rest = shutdown.within.saturating_sub(start.elapsed());
-    let stopped = nodelet_controllers::shutdown::stop_all(client, runtime, rest).await;
+    let stopped = nodelet_controllers::shutdown::stop_all(client, drivers, rest).await;
     tracing::info!(containers = stopped, took = ?start.elapsed(), "all workloads are stopped");
     tokio::select! {
         () = shutdown.let_go() => tracing::info!("the system stays up; starting anew"),

@@ -6,7 +6,8 @@ use std::collections::HashSet;
 
 use base64::Engine;
 use jiff::Timestamp;
-pub(crate) use rules::{VALUE_RULE as LABEL_VALUE_RULE, is_label_value, wrong_label_key};
+pub(crate) use rules::VALUE_RULE as LABEL_VALUE_RULE;
+pub use rules::{is_label_value, wrong_label_key};
 use rules::{kind_rules, metadata_rules};
 use serde_json::{Map, Value, json};
 
@@ -406,6 +407,10 @@ fn violations(inner: &Inner, resource: &Resource, object: &Value, old: Option<&V
     }
     for validator in &inner.options.validators {
         for (path, message) in validator(object) {
+            // Said already, of the field itself or of what is below it.
+            if errors.iter().any(|error| error.field.starts_with(&path)) {
+                continue;
+            }
             let known = ["Forbidden", "Invalid value", "Required value", "Unsupported value", "Duplicate value"];
             let worded = known.iter().any(|prefix| message.starts_with(prefix));
             let message = if worded { message } else { format!("Forbidden: {message}") };

@@ -38,6 +38,7 @@ mod subresources;
 mod table;
 mod verbs;
 
+pub use admission::{is_label_value, wrong_label_key};
 pub use limits::Limits;
 pub use pki::PkiError;
 pub use registry::DefinitionError;

@@ -82,6 +82,7 @@ fn pod_spec(spec: &Value, status: &Value) -> Map<String, Value> {
             "shareProcessNamespace",
             "hostPID",
             "hostIPC",
+            "hostUsers",
             "dnsConfig",
             "hostAliases",
         ],

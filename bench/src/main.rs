@@ -6,6 +6,8 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod api;
+mod limits;
+mod networks;
 mod pulls;
 mod section;
 mod workloads;
@@ -27,6 +29,13 @@ enum Command {
     /// The process that `api` measures.
     #[command(hide = true)]
     ApiServer(api::ServerOptions),
+    /// How exact limits are, and how soon a change of one is in force.
+    Limits(limits::Options),
+    /// Attachments, ports, names and what passes.
+    Networks(networks::Options),
+    /// The process that `networks` runs in a sandbox.
+    #[command(hide = true)]
+    AskNames(networks::Asking),
     /// Cold pulls.
     Pulls(pulls::Options),
 }
@@ -36,6 +45,9 @@ fn main() -> Result<()> {
         Command::Workloads(options) => workloads::measure(options),
         Command::Api(options) => api::measure(options),
         Command::ApiServer(options) => api::serve(options),
+        Command::Limits(options) => limits::measure(options),
+        Command::Networks(options) => networks::measure(options),
+        Command::AskNames(options) => networks::ask(options),
         Command::Pulls(options) => pulls::measure(options),
     }
 }

@@ -14,8 +14,6 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// For containers that end by themselves: the first restart is at once, then 1 s doubling to 5 minutes.
-    pub const RESTART: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(300) };
     /// For anything that failed at a daemon, the kernel or a registry.
     pub const RETRY: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(300) };
 
@@ -31,14 +29,28 @@ impl Backoff {
     }
 }
 
-/// The delay before restart number `failures` (counted from 1) of a container: none for the first, see
-/// [`Backoff::RESTART`].
-pub fn restart_delay(failures: u32) -> Duration {
-    if failures <= 1 { Duration::ZERO } else { Backoff::RESTART.delay(failures - 1) }
+/// How soon containers that ended by themselves are started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestartBackoff {
+    /// The delays from the second failure in a row on; the first restart is at once.
+    pub delays: Backoff,
+    /// A container that ran this long is healthy: its failures are forgotten.
+    pub reset: Duration,
 }
 
-/// A container that ran this long is healthy: its failures are forgotten.
-pub const HEALTHY_RUN: Duration = Duration::from_secs(60);
+impl Default for RestartBackoff {
+    fn default() -> Self {
+        let delays = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(300) };
+        Self { delays, reset: Duration::from_secs(60) }
+    }
+}
+
+impl RestartBackoff {
+    /// The delay before restart number `failures` in a row (counted from 1).
+    pub fn delay(&self, failures: u32) -> Duration {
+        if failures <= 1 { Duration::ZERO } else { self.delays.delay(failures - 1) }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -46,7 +58,7 @@ mod tests {
 
     #[test]
     fn restarts_begin_at_once_and_end_at_five_minutes() {
-        let secs: Vec<u64> = (1..=12).map(|n| restart_delay(n).as_secs()).collect();
+        let secs: Vec<u64> = (1..=12).map(|n| RestartBackoff::default().delay(n).as_secs()).collect();
         assert_eq!(secs, [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
     }
 

@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::EventType;
 use kube::runtime::reflector::Store;
 use kube::{Api, Client, Resource, ResourceExt};
 use nodelet_crds::image::Image as ImageObject;
@@ -28,6 +27,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::attempts::Attempts;
+use crate::backoff::RestartBackoff;
+use crate::events::Recorder;
+use crate::eviction::{EvictionSettings, Evictions};
 use crate::image::archives::Archives;
 use crate::image::refresh::Refreshes;
 use crate::image_checks::ImageChecks;
@@ -37,8 +39,10 @@ use crate::node_state::NodeReport;
 use crate::pulls::Pulls;
 use crate::workload::containers::ContainerCache;
 use crate::workload::files::Written;
+use crate::workload::fit::{Amounts, Places};
 use crate::workload::preview::Previews;
 use crate::workload::probes::Probers;
+use crate::workload::resizes::Resizes;
 use crate::workload::revisions::Histories;
 use crate::workload::sandboxes::SandboxIndex;
 use crate::workload::stops::Stops;
@@ -48,13 +52,18 @@ pub const FIELD_MANAGER: &str = "nodelet";
 
 /// The node, behind its driver traits.
 #[derive(Clone)]
-#[allow(missing_docs)]
 pub struct Drivers {
+    /// Containers.
     pub runtime: Arc<dyn Runtime>,
+    /// Images and their transfers.
     pub images: Arc<dyn Images>,
+    /// The namespaces that the containers of a Workload share.
     pub sandboxes: Arc<dyn Sandboxes>,
+    /// Networks, attachments, published ports and names.
     pub networks: Arc<dyn Networks>,
+    /// Volumes, and the directories of sandboxes.
     pub volumes: Arc<dyn Volumes>,
+    /// The cgroups of ResourceLimits and Workloads.
     pub cgroups: Arc<dyn Cgroups>,
 }
 
@@ -77,18 +86,35 @@ pub struct Settings {
     pub runtime_ready: watch::Sender<bool>,
     /// CPUs of the node and its memory in bytes.
     pub capacity: (u32, u64),
+    /// What of that is not for Workloads.
+    pub system_reserved: Amounts,
+    /// How soon containers that ended are started again, where their Workload says nothing.
+    pub restart_backoff: RestartBackoff,
+    /// When Workloads have to go.
+    pub eviction: EvictionSettings,
     /// Removes images that nobody needs.
     pub collector: Collector,
     /// Tells what would be done.
     pub previews: Previews,
 }
 
+impl Settings {
+    /// What Workloads may request together.
+    pub fn allocatable(&self) -> Amounts {
+        let (cpus, memory_bytes) = self.capacity;
+        Amounts { cpu_millis: u64::from(cpus) * 1000, memory_bytes }.without(self.system_reserved)
+    }
+}
+
 /// The objects of the API, kept current by the watches.
-#[allow(missing_docs)]
 pub struct Stores {
+    /// All Workloads.
     pub workloads: Store<Workload>,
+    /// All Images.
     pub images: Store<ImageObject>,
+    /// All Networks.
     pub networks: Store<Network>,
+    /// All ResourceLimits.
     pub resource_limits: Store<ResourceLimit>,
 }
 
@@ -118,8 +144,14 @@ pub struct Context {
     pub attempts: Attempts,
     /// Which sandboxes belong to whom.
     pub sandboxes: SandboxIndex,
+    /// Which Workloads have their place on the node.
+    pub places: Places,
+    /// Which Workloads had to go.
+    pub evictions: Evictions,
     /// Stops under way.
     pub stops: Stops,
+    /// Changes of limits that are not in force.
+    pub resizes: Resizes,
     /// Revisions to go back to, and updates under way.
     pub histories: Histories,
     /// Probing tasks.
@@ -148,10 +180,9 @@ impl Context {
         stores: Stores,
         probers: Probers,
     ) -> Arc<Self> {
-        let reporter = Reporter { controller: "nodelet".to_owned(), instance: Some(settings.node_name.clone()) };
         let boot_file = settings.data_dir.join("boot.json");
         let image_checks = ImageChecks::load(boot_file, &nodelet_drivers::host::facts().boot_id);
-        let recorder = Recorder::new(client.clone(), reporter);
+        let recorder = Recorder::new(client.clone(), settings.node_name.clone());
         let parallel = std::thread::available_parallelism().map_or(2, usize::from);
         let histories = Histories::new(&settings.data_dir);
         Arc::new(Self {
@@ -168,7 +199,10 @@ impl Context {
             stores,
             attempts: Attempts::default(),
             sandboxes: SandboxIndex::default(),
+            places: Places::default(),
+            evictions: Evictions::default(),
             stops: Stops::default(),
+            resizes: Resizes::default(),
             probers,
             written: Written::default(),
             image_checks,
@@ -194,22 +228,7 @@ impl Context {
     where
         K: Resource<DynamicType = ()>,
     {
-        self.event_about(object, type_, reason, note, None).await;
-    }
-
-    /// [`Context::event`] about a part of `object`, such as a file: each part has its own Event.
-    pub async fn event_about<K>(&self, object: &K, type_: EventType, reason: &str, note: String, part: Option<&str>)
-    where
-        K: Resource<DynamicType = ()>,
-    {
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(truncate(note, 1024)),
-            action: reason.to_owned(),
-            secondary: part.map(|name| ObjectReference { name: Some(name.to_owned()), ..Default::default() }),
-        };
-        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
+        if let Err(error) = self.recorder.publish(object.object_ref(&()), type_, reason, &note).await {
             tracing::warn!(error = %chain(&error), reason, "publishing an event");
         }
     }
@@ -323,41 +342,29 @@ where
     }
 }
 
-/// An error with all its causes, for where it leaves the process: log lines, conditions, events.
+/// An error with all its causes as one line, for where it leaves the process: log lines, conditions, events.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let own = match error.downcast_ref() {
+            // By itself it would add all that the server sent, as Rust prints it.
+            Some(kube::Error::Api(status)) => {
+                next = None;
+                status.message.clone()
+            }
+            _ => {
+                next = error.source();
+                error.to_string()
+            }
+        };
         // Some libraries print their cause and expose it too; saying it once is enough.
-        if !text.ends_with(&cause_text) {
+        if text.is_empty() {
+            text = own;
+        } else if !text.ends_with(&own) {
             text.push_str(": ");
-            text.push_str(&cause_text);
+            text.push_str(&own);
         }
-        source = cause.source();
     }
     text
-}
-
-fn truncate(mut text: String, max: usize) -> String {
-    if text.len() > max {
-        let mut end = max - 3;
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-        text.push_str("...");
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_notes_are_cut_at_a_character() {
-        let cut = truncate("ä".repeat(600), 1024);
-        assert!(cut.len() <= 1024 && cut.ends_with("..."));
-    }
 }

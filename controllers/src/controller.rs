@@ -17,7 +17,12 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use nodelet_drivers::room;
+
 use crate::context::{Context, chain};
+
+/// Nothing tells when a full file system has room again; a look costs little.
+const ROOM_AGAIN: Duration = Duration::from_secs(15);
 
 /// A controller over all objects of a kind, woken by changes of what is wanted: a status that we write ourselves is no
 /// reason to look again, and must not outrun a back-off.
@@ -130,6 +135,7 @@ async fn reconcile<R: Reconciler>(ctx: &Arc<Context>, object: &R::Kind, key: &st
         Err(error) => error,
     };
     let retry = ctx.attempts.failed(R::KIND, key);
+    let retry = if room::is_lacking(&error) { retry.min(ROOM_AGAIN) } else { retry };
     let (reason, cause) = (R::reason(&error), chain(&error));
     let message = format!("{cause}; next try in {} s", retry.as_secs() + 1);
     tracing::warn!(kind = R::KIND, object = key, "reconcile failed: {message}");

@@ -268,7 +268,7 @@ impl Pass<'_> {
         }
         let last = self.desired.fetch.as_ref().and_then(|fetch| ctx.pulls.took(fetch));
         let took = last.map_or_else(String::new, |took| format!(" after {:.1} s", took.as_secs_f64()));
-        let size = crate::image_collector::size(image.size);
+        let size = nodelet_drivers::room::size(image.size);
         let note = format!("Image {} is on the node{took}: {}, {size}", image.reference, image.digest);
         ctx.event(self.object, EventType::Normal, reasons::PULLED, note).await;
     }

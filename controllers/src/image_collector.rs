@@ -17,6 +17,7 @@ use kube::runtime::events::EventType;
 use nodelet_crds::common::condition_type;
 use nodelet_crds::reasons;
 use nodelet_drivers::images;
+use nodelet_drivers::room::size;
 use serde::Serialize;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -232,7 +233,7 @@ async fn watch_disk(ctx: &Arc<Context>, uses: &mut Uses, marks: Marks) {
 /// Condition `DiskPressure`.
 fn report(ctx: &Context, marks: Marks, disk: images::Disk, rest: &str) {
     if disk.used_percent() <= marks.high_percent {
-        ctx.report.set_condition(condition_type::DISK_PRESSURE, false, reasons::NO_PRESSURE, "");
+        ctx.report.set_condition_part(condition_type::DISK_PRESSURE, "images", false, reasons::NO_PRESSURE, "");
         return;
     }
     let message = format!(
@@ -242,7 +243,7 @@ fn report(ctx: &Context, marks: Marks, disk: images::Disk, rest: &str) {
         size(disk.total),
         marks.high_percent
     );
-    ctx.report.set_condition(condition_type::DISK_PRESSURE, true, reasons::DISK_PRESSURE, message);
+    ctx.report.set_condition_part(condition_type::DISK_PRESSURE, "images", true, reasons::DISK_PRESSURE, message);
 }
 
 async fn collect(
@@ -317,15 +318,4 @@ async fn tell(ctx: &Context, collection: &Collection) {
         Ok(node) => ctx.event(&node, EventType::Normal, reasons::IMAGES_COLLECTED, note).await,
         Err(error) => tracing::warn!("reading NodeState: {}", chain(&error)),
     }
-}
-
-/// Bytes for people.
-pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let (mut value, mut unit) = (bytes as f64, 0);
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }

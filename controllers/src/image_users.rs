@@ -48,13 +48,14 @@ pub fn users(ctx: &Context, object: &Image) -> Users {
     }
 }
 
-/// The image references of a Workload's containers.
+/// The image references of a Workload's containers and volumes.
 pub fn references(workload: &Workload) -> impl Iterator<Item = &str> {
     let spec = &workload.spec;
-    spec.init_containers.iter().chain(&spec.containers).map(|c| c.image.as_str())
+    let containers = spec.init_containers.iter().chain(&spec.containers).map(|c| c.image.as_str());
+    containers.chain(spec.volumes.iter().filter_map(|v| v.image.as_ref()).map(|image| image.reference.as_str()))
 }
 
-/// Whether the workload has a container of that (not normalised) reference.
+/// Whether the workload has a container or volume of that (not normalised) reference.
 pub fn uses(workload: &Workload, reference: &str) -> bool {
     let Ok(wanted) = normalize(reference) else { return false };
     references(workload).any(|other| other == reference || normalize(other).is_ok_and(|other| other == wanted))

@@ -43,6 +43,11 @@ pub fn sandbox_id(workload: &str, uid: &str, revision: &str) -> Result<SandboxId
     SandboxId::new(format!("{}-{}", squeeze(clip(workload, 40)), short_hash(&format!("{uid} {revision}"), 10)))
 }
 
+/// Whether a sandbox can be one of a workload of this name, by its id alone.
+pub fn is_sandbox_of(id: &SandboxId, workload: &str) -> bool {
+    id.as_str().rsplit_once('-').is_some_and(|(name, _hash)| name == squeeze(clip(workload, 40)))
+}
+
 /// `<sandbox>-<container>-<attempt>`, at most 76 characters.
 pub fn container_id(sandbox: &SandboxId, container: &str, attempt: u32) -> Result<ContainerId, InvalidId> {
     let tail = format!("{}-{attempt}", squeeze(clip(container, 24)));
@@ -69,15 +74,10 @@ pub fn volume_key(namespace: &str, name: &str) -> Result<VolumeKey, InvalidId> {
     VolumeKey::new(format!("{namespace}/{name}"))
 }
 
-/// The cgroup of a ResourceLimit below `parent` (ours, or that of its own parent).
-pub fn limit_cgroup(parent: &CgroupPath, namespace: &str, name: &str) -> Result<CgroupPath, InvalidId> {
-    parent.join(&format!("limit-{namespace}.{name}"))
-}
-
 /// The cgroup of a container of a workload whose own cgroup is `workload`. A successor gets a path of its own, so
 /// that it need not wait for its predecessor's removal.
 pub fn container_cgroup(workload: &CgroupPath, container: &str, attempt: u32) -> Result<CgroupPath, InvalidId> {
-    workload.join(&if attempt == 0 { container.to_owned() } else { format!("{container}.{attempt}") })
+    workload.container(&if attempt == 0 { container.to_owned() } else { format!("{container}.{attempt}") })
 }
 
 #[cfg(test)]

@@ -98,7 +98,9 @@ async fn pass(ctx: &Arc<Context>, object: &Network) -> Result<Outcome, Error> {
         part.subnets = api_subnets(&spec);
         ctx.report.set_network(part.clone());
         let made = ctx.drivers.networks.ensure_network(&spec).await?;
-        part.link = Some(made.link.to_string());
+        // What plugins make has names of their own.
+        let has_link = !matches!(spec.driver, network::Driver::Cni(_));
+        part.link = has_link.then(|| made.link.to_string());
         part.endpoints = endpoints(ctx, &spec).await?;
     }
     publish(ctx, object, part, reasons::READY).await;
@@ -112,7 +114,12 @@ async fn chosen_subnets(ctx: &Context, spec: &NetworkSpec) -> Result<Vec<network
     if let Some(before) = made.into_iter().find(|network| network.spec.key == spec.key) {
         return Ok(before.spec.subnets);
     }
-    Ok(vec![network::Subnet { cidr: ctx.drivers.networks.free_subnet().await?, gateway: None, range: None }])
+    Ok(vec![network::Subnet {
+        cidr: ctx.drivers.networks.free_subnet().await?,
+        gateway: None,
+        range: None,
+        exclude: Vec::new(),
+    }])
 }
 
 async fn let_go(ctx: &Arc<Context>, object: &Network, spec: Option<NetworkSpec>) -> Result<Outcome, Error> {
@@ -167,6 +174,7 @@ fn api_subnets(spec: &NetworkSpec) -> Vec<ApiSubnet> {
             cidr: subnet.cidr.to_string(),
             gateway: subnet.gateway.map(|ip| ip.to_string()),
             range: subnet.range.map(|(first, last)| format!("{first}-{last}")),
+            exclude: subnet.exclude.iter().map(|(first, last)| format!("{first}-{last}")).collect(),
         })
         .collect()
 }

@@ -1,27 +1,20 @@
-//! The facts of the node in NodeState: capacity, versions, addresses, pressure.
+//! The facts of the node in NodeState: capacity, versions, addresses.
 
-use nodelet_crds::common::{condition_type, now, set_condition};
+use nodelet_crds::common::now;
 use nodelet_crds::node_state::{
     CgroupMode, NodeAddress, NodeAddressType, NodeResources, NodeStateStatus, NodeVersions,
 };
 use nodelet_crds::quantity::Quantity;
-use nodelet_crds::reasons;
 use nodelet_drivers::cgroups::Version;
 use nodelet_drivers::host::{self, Facts};
 
 use crate::context::{Context, chain};
-
-/// Less available memory than this part of all is pressure.
-const MEMORY_PRESSURE_PERCENT: u64 = 5;
-/// Less free disk space or inodes than this part of all is pressure.
-const DISK_PRESSURE_PERCENT: u64 = 10;
 
 /// Fills in what is the node's own; what cannot be read keeps its old value.
 pub async fn fill(ctx: &Context, status: &mut NodeStateStatus) {
     let data_dir = ctx.settings.data_dir.clone();
     let read = crate::blocking(move || Reading {
         facts: host::facts(),
-        available_memory: host::available_memory(),
         disk: host::disk(&data_dir),
         addresses: host::addresses(),
     });
@@ -33,20 +26,22 @@ pub async fn fill(ctx: &Context, status: &mut NodeStateStatus) {
     status.boot_id = Some(reading.facts.boot_id.clone());
     status.agent_start_time.get_or_insert_with(now);
     let capacity = capacity(&reading);
-    // Nothing is set aside for the system yet.
-    status.allocatable = Some(capacity.clone());
+    let allocatable = ctx.settings.allocatable();
+    status.allocatable = Some(NodeResources {
+        cpu: Some(Quantity::from_milli_cpu(allocatable.cpu_millis)),
+        memory: Some(Quantity::from_bytes(allocatable.memory_bytes)),
+        ..capacity.clone()
+    });
     status.capacity = Some(capacity);
     status.versions = Some(versions(ctx, &reading.facts, status.versions.take()).await);
     match &reading.addresses {
         Ok(found) => status.addresses = addresses(&ctx.settings.node_name, found),
         Err(error) => tracing::warn!("reading the node's addresses: {}", chain(error)),
     }
-    pressure(&reading, status);
 }
 
 struct Reading {
     facts: Facts,
-    available_memory: u64,
     disk: std::io::Result<host::Disk>,
     addresses: std::io::Result<Vec<host::Address>>,
 }
@@ -98,21 +93,6 @@ pub(crate) fn reachable(found: &[host::Address]) -> Vec<std::net::IpAddr> {
         !address.ip.is_loopback() && !link_local && !address.interface.starts_with("nl")
     };
     found.iter().filter(leads_here).map(|address| address.ip).collect()
-}
-
-fn pressure(reading: &Reading, status: &mut NodeStateStatus) {
-    let short = |left: u64, all: u64, percent: u64| all > 0 && left < all / 100 * percent;
-    let memory = short(reading.available_memory, reading.facts.memory_bytes, MEMORY_PRESSURE_PERCENT);
-    let mut set = |type_, holds: bool, reason| {
-        let reason = if holds { reason } else { reasons::NO_PRESSURE };
-        set_condition(&mut status.conditions, type_, holds, reason, String::new(), None, now());
-    };
-    set(condition_type::MEMORY_PRESSURE, memory, reasons::MEMORY_PRESSURE);
-    if let Ok(disk) = &reading.disk {
-        let disk = short(disk.available_bytes, disk.capacity_bytes, DISK_PRESSURE_PERCENT)
-            || short(disk.inodes_free, disk.inodes, DISK_PRESSURE_PERCENT);
-        set(condition_type::DISK_PRESSURE, disk, reasons::DISK_PRESSURE);
-    }
 }
 
 #[cfg(test)]

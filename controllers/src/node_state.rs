@@ -44,7 +44,8 @@ struct Parts {
     images: BTreeMap<Key, NodeImage>,
     networks: BTreeMap<Key, NodeNetwork>,
     resource_limits: BTreeMap<Key, NodeResourceLimit>,
-    conditions: BTreeMap<&'static str, (bool, &'static str, String)>,
+    /// By type and part.
+    conditions: BTreeMap<(&'static str, &'static str), (bool, &'static str, String)>,
     transfers: Vec<NodeTransfer>,
 }
 
@@ -117,8 +118,20 @@ impl NodeReport {
 
     /// Reports a condition of the node itself, such as `ContainerdReady` or `SourcesReady`.
     pub fn set_condition(&self, type_: &'static str, holds: bool, reason: &'static str, message: impl Into<String>) {
+        self.set_condition_part(type_, "", holds, reason, message);
+    }
+
+    /// The same of one of several who look after it: it holds while it holds for any of them.
+    pub fn set_condition_part(
+        &self,
+        type_: &'static str,
+        part: &'static str,
+        holds: bool,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
         let message = message.into();
-        self.change(|parts| parts.conditions.insert(type_, (holds, reason, message)));
+        self.change(|parts| parts.conditions.insert((type_, part), (holds, reason, message)));
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Parts) -> T) {
@@ -219,7 +232,7 @@ async fn write(ctx: &Context) -> Result<(), kube::Error> {
     status.transfers = parts.transfers;
     status.networks = parts.networks.into_values().collect();
     status.resource_limits = parts.resource_limits.into_values().collect();
-    for (type_, (holds, reason, message)) in parts.conditions {
+    for (type_, (holds, reason, message)) in together(parts.conditions) {
         set_condition(&mut status.conditions, type_, holds, reason, message, object.metadata.generation, now());
     }
     let unready = first_problem(&status.conditions);
@@ -238,6 +251,23 @@ async fn write(ctx: &Context) -> Result<(), kube::Error> {
     );
     ctx.write_cluster_status(&object, object.status.as_ref(), &status).await?;
     crate::node_object::publish(ctx, &status).await
+}
+
+type Conditions<K> = BTreeMap<K, (bool, &'static str, String)>;
+
+/// The parts of each condition as one.
+fn together(parts: Conditions<(&'static str, &'static str)>) -> Conditions<&'static str> {
+    let mut whole: Conditions<&'static str> = BTreeMap::new();
+    for ((type_, _), (holds, reason, message)) in parts {
+        match whole.get_mut(type_) {
+            Some((true, _, said)) if holds => *said = format!("{said}; {message}"),
+            Some((true, ..)) => {}
+            _ => {
+                whole.insert(type_, (holds, reason, message));
+            }
+        }
+    }
+    whole
 }
 
 /// The first condition that keeps the node from being ready.

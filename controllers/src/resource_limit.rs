@@ -3,25 +3,32 @@
 use std::sync::Arc;
 
 use kube::ResourceExt;
-use nodelet_crds::common::{condition_type, now, set_condition};
+use kube::runtime::events::EventType;
+use nodelet_crds::common::{condition_type, find_condition, now, set_condition};
 use nodelet_crds::node_state::{NodeResourceLimit, PartPhase};
 use nodelet_crds::resource_limit::{ResourceLimit, ResourceUsage};
 use nodelet_crds::{labels, reasons};
-use nodelet_drivers::cgroups;
+use nodelet_drivers::cgroups::{self, Excess, Limits, Version};
 use nodelet_drivers::ids::CgroupPath;
 
 use crate::context::{Context, chain, find, set_finalizer};
 use crate::controller::{Outcome, Reconciler, object_key};
 use crate::invalid::Invalid;
-use crate::names;
 
 pub mod desired;
+mod low;
+
+pub use low::keep_parent;
 
 /// The reconciler of ResourceLimits.
 pub struct ResourceLimits;
 
 /// A chain of parents longer than this is a mistake.
 const MAX_DEPTH: usize = 8;
+/// What is counted when a limit of memory is below what is used.
+const LOWERING: &str = "ResourceLimit below use";
+/// The longest pause before the use is looked at again.
+const LONGEST_LOWERING: std::time::Duration = std::time::Duration::from_secs(15);
 
 impl Reconciler for ResourceLimits {
     type Kind = ResourceLimit;
@@ -81,6 +88,7 @@ async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Err
             return Ok(Outcome::Again(std::time::Duration::from_secs(10)));
         }
     };
+    let limits = Limits { memory_low: memory_low(ctx, object).or(limits.memory_low), ..limits };
     let members = members(ctx, object);
     if deleting {
         if !members.is_empty() {
@@ -101,14 +109,17 @@ async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Err
         return done(ctx, object).await;
     }
     set_finalizer(&ctx.client, object, labels::FINALIZER, true).await?;
+    if ctx.drivers.cgroups.version() == Version::V2 {
+        // Before those below it, which have no more than it carries.
+        keep_parent(ctx).await?;
+    }
     let cgroups = ctx.drivers.cgroups.clone();
     let at = path.clone();
-    let stat = crate::blocking(move || {
-        cgroups.ensure(&at, &limits)?;
-        cgroups.stat(&at)
+    let (excess, stat) = crate::blocking(move || {
+        let excess = cgroups.ensure(&at, &limits)?;
+        cgroups.stat(&at).map(|stat| (excess, stat.unwrap_or_default()))
     })
-    .await?
-    .unwrap_or_default();
+    .await?;
     let usage = ResourceUsage {
         // Rounded, so that an idle tenant's status does not change with every look.
         cpu_seconds: (stat.cpu_usec as f64 / 1e6).round(),
@@ -124,9 +135,33 @@ async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Err
         throttled_seconds: (stat.throttled_usec as f64 / 1e6).round(),
         ..part(object)
     };
+    if let Some(excess) = excess {
+        return Ok(above_limit(ctx, object, part, excess).await);
+    }
+    ctx.attempts.succeeded(LOWERING, &object_key(object));
     publish(ctx, object, part, reasons::READY).await;
     // The figures in the status are a courtesy; the exact ones are metrics. Flash is spared.
     Ok(Outcome::Again(std::time::Duration::from_secs(60)))
+}
+
+/// More memory is used than may be from now on. Nothing tells when that falls, so this looks again, ever less often.
+async fn above_limit(ctx: &Context, object: &ResourceLimit, part: NodeResourceLimit, excess: Excess) -> Outcome {
+    let retry = ctx.attempts.failed(LOWERING, &object_key(object)).min(LONGEST_LOWERING);
+    let message = format!("memory.max is not in force yet: {excess}");
+    let known = find_condition(object.status.as_ref().map_or(&[], |s| &s.conditions), condition_type::READY);
+    if known.is_none_or(|ready| ready.reason != reasons::ABOVE_LIMIT) {
+        ctx.event(object, EventType::Warning, reasons::ABOVE_LIMIT, message.clone()).await;
+    }
+    let part = NodeResourceLimit { phase: PartPhase::Pending, message, ..part };
+    publish(ctx, object, part, reasons::ABOVE_LIMIT).await;
+    Outcome::Again(retry)
+}
+
+/// What it keeps from reclaim, with what those below it keep, where the kernel wants that.
+fn memory_low(ctx: &Context, object: &ResourceLimit) -> Option<u64> {
+    let known = ctx.stores.resource_limits.state();
+    let is_v2 = ctx.drivers.cgroups.version() == Version::V2;
+    is_v2.then(|| low::carried(object, &known.iter().map(|limit| &**limit).collect::<Vec<_>>())).flatten()
 }
 
 /// Removing a cgroup kills what is in it; here nothing may be.
@@ -170,7 +205,7 @@ async fn place(ctx: &Context, object: &ResourceLimit) -> Result<Result<CgroupPat
     }
     let mut path = ctx.drivers.cgroups.parent().clone();
     for name in chain.iter().rev() {
-        match names::limit_cgroup(&path, &namespace, name) {
+        match path.limit(&namespace, name) {
             Ok(deeper) => path = deeper,
             Err(error) => return Ok(Err(Invalid::field("metadata.name", error))),
         }

@@ -4,6 +4,7 @@
 //! stay as they are: this is neither a restart nor a failure. Hooks and grace periods count as far as the time
 //! allows: it is divided evenly among the levels of dependencies that still have to follow.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -11,11 +12,12 @@ use futures::future::join_all;
 use kube::{Api, Client, ResourceExt};
 use nodelet_crds::labels;
 use nodelet_crds::workload::Workload;
-use nodelet_drivers::ids::ContainerId;
-use nodelet_drivers::runtime::{Container, ExecSpec, Runtime, TaskState};
+use nodelet_drivers::ids::{ContainerId, SandboxId};
+use nodelet_drivers::runtime::{Container, Runtime, TaskState};
 use tokio::time::Instant;
 
-use crate::context::chain;
+use crate::context::{Drivers, chain};
+use crate::workload::{desired, hooks};
 
 /// How often it is looked whether what was asked to stop has ended; its events have nobody to read them any more.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -24,7 +26,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Stops everything that runs and answers how many containers that were. Failures are logged: the system goes down
 /// whatever comes of it.
-pub async fn stop_all(client: &Client, runtime: &dyn Runtime, within: Duration) -> usize {
+pub async fn stop_all(client: &Client, drivers: &Drivers, within: Duration) -> usize {
     let deadline = Instant::now() + within;
     let workloads = match Api::<Workload>::all(client.clone()).list(&Default::default()).await {
         Ok(list) => list.items,
@@ -33,7 +35,7 @@ pub async fn stop_all(client: &Client, runtime: &dyn Runtime, within: Duration) 
             Vec::new()
         }
     };
-    let running: Vec<Container> = match runtime.list().await {
+    let running: Vec<Container> = match drivers.runtime.list().await {
         Ok(all) => all.into_iter().filter(|container| matches!(container.state, TaskState::Running { .. })).collect(),
         Err(error) => {
             tracing::warn!("workloads cannot be stopped: {}", chain(&error));
@@ -47,31 +49,46 @@ pub async fn stop_all(client: &Client, runtime: &dyn Runtime, within: Duration) 
     for level in 0..=last {
         let left = deadline.saturating_duration_since(Instant::now());
         let share = left / u32::try_from(last - level + 1).unwrap_or(1);
-        let members = running.iter().filter_map(|container| {
-            let workload = container.labels.get(labels::WORKLOAD_UID).and_then(|uid| by_uid.get(uid)).copied();
+        let mut members: BTreeMap<&str, Vec<&Container>> = BTreeMap::new();
+        for container in &running {
+            let uid = container.labels.get(labels::WORKLOAD_UID).map_or("", String::as_str);
             // What nobody knows goes first.
-            let its = workload.and_then(|workload| levels.get(&key(workload)).copied()).unwrap_or_default();
-            (its == level).then_some((container, workload))
-        });
-        join_all(members.map(|(container, workload)| stop(runtime, container, workload, share))).await;
+            let its = by_uid.get(uid).and_then(|workload| levels.get(&key(workload)).copied()).unwrap_or_default();
+            if its == level {
+                members.entry(uid).or_default().push(container);
+            }
+        }
+        let stopping = members.into_iter().map(|(uid, all)| stop(drivers, all, by_uid.get(uid).copied(), share));
+        join_all(stopping).await;
     }
     running.len()
 }
 
+/// Stops the containers of one workload within `share`, its sidecars after the others, the last one first.
+async fn stop(drivers: &Drivers, all: Vec<&Container>, workload: Option<&Workload>, share: Duration) {
+    let mut turns: BTreeMap<Reverse<u32>, Vec<&Container>> = BTreeMap::new();
+    for container in all {
+        let sidecar = container.labels.get(labels::SIDECAR).and_then(|place| place.parse().ok());
+        turns.entry(Reverse(sidecar.unwrap_or(u32::MAX))).or_default().push(container);
+    }
+    let deadline = Instant::now() + share;
+    let mut rest = u32::try_from(turns.len()).unwrap_or(1);
+    for (_, turn) in turns {
+        let share = deadline.saturating_duration_since(Instant::now()) / rest.max(1);
+        join_all(turn.into_iter().map(|container| stop_one(drivers, container, workload, share))).await;
+        rest -= 1;
+    }
+}
+
 /// Stops one, however long its grace period, within `share`.
-async fn stop(runtime: &dyn Runtime, container: &Container, workload: Option<&Workload>, share: Duration) {
+async fn stop_one(drivers: &Drivers, container: &Container, workload: Option<&Workload>, share: Duration) {
     let grace = workload.map_or(GRACE, |w| Duration::from_secs(u64::from(w.spec.termination_grace_period_seconds)));
-    let deadline = Instant::now() + grace.min(share);
-    let id = &container.id;
+    let within = grace.min(share);
+    let deadline = Instant::now() + within;
+    let (id, runtime) = (&container.id, &*drivers.runtime);
     let asked = async {
-        let name = container.labels.get(labels::CONTAINER);
-        let spec = workload.and_then(|w| w.spec.containers.iter().find(|c| Some(&c.name) == name));
-        let hook = spec.and_then(|c| c.lifecycle.as_ref()?.pre_stop.as_ref()?.exec.as_ref());
-        if let Some(hook) = hook {
-            let spec = ExecSpec { command: hook.command.clone(), timeout: Some(grace.min(share)) };
-            if let Err(error) = runtime.exec(id, &spec).await {
-                tracing::warn!(container = %id, error = %chain(&error), "preStop hook failed");
-            }
+        if let Err(why) = run_hook(drivers, container, workload, within).await {
+            tracing::warn!(container = %id, why, "preStop hook failed");
         }
         let signal = runtime.stop_signal(id).await?;
         runtime.kill(id, &signal, false).await?;
@@ -87,6 +104,30 @@ async fn stop(runtime: &dyn Runtime, container: &Container, workload: Option<&Wo
     if let Err(error) = runtime.remove(id).await {
         tracing::warn!(container = %id, error = %chain(&error), "removing what was stopped");
     }
+}
+
+/// The hook that the workload has for this container, of whichever kind; what the container itself remembers of one
+/// serves where the workload is not known or names it no more.
+async fn run_hook(
+    drivers: &Drivers,
+    container: &Container,
+    workload: Option<&Workload>,
+    within: Duration,
+) -> Result<(), String> {
+    let name = container.labels.get(labels::CONTAINER);
+    let declared = workload.and_then(|w| {
+        let mut all = w.spec.containers.iter().chain(&w.spec.init_containers);
+        all.find(|declared| Some(&declared.name) == name)
+    });
+    let hook = match declared {
+        Some(declared) => declared.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.clone()),
+        None => container.labels.get(labels::PRE_STOP).and_then(|text| serde_json::from_str(text).ok()),
+    };
+    let sandbox = container.labels.get(labels::SANDBOX).and_then(|id| SandboxId::new(id.clone()).ok());
+    let (Some(hook), Some(sandbox)) = (hook, sandbox) else { return Ok(()) };
+    let ports = declared.map(desired::named_ports).unwrap_or_default();
+    let target = hooks::target(drivers, &container.id, &sandbox, &ports).await;
+    hooks::run(drivers, &target, &hook, within).await
 }
 
 async fn until_ended(runtime: &dyn Runtime, id: &ContainerId) -> Result<(), nodelet_drivers::runtime::Error> {

@@ -23,6 +23,7 @@ use nodelet_drivers::runtime::{Runtime, RuntimeEvent, TaskState};
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::backoff::Backoff;
 use crate::context::{Context, Drivers, Settings, Stores, chain};
@@ -33,7 +34,12 @@ use crate::pulls::Pulls;
 use crate::workload::containers::ContainerCache;
 use crate::workload::probes::Probers;
 use crate::workload::refs;
-use crate::{image, image_collector, network, resource_limit, volume, workload};
+use crate::{eviction, image, image_collector, network, oom, resource_limit, volume, workload};
+
+/// When to look for shims of a containerd that died, after it is back, each from the one before. The programs that it ran
+/// for tasks may outlive it by a while.
+const ORPHAN_LOOKS: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10), Duration::from_secs(30)];
 
 /// The reconcilers could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +95,7 @@ pub async fn run(
     let ctx = Context::new(client.clone(), drivers, settings, metrics, pulls, containers, report, stores, probers);
     ctx.sandboxes.load(&*ctx.drivers.sandboxes).await.map_err(Error::Sandboxes)?;
     ctx.settings.previews.answer_with(&ctx);
+    reserve(&ctx).await;
 
     let (wake_network, woken_networks) = mpsc::channel::<ObjectRef<Network>>(64);
 
@@ -144,6 +151,7 @@ pub async fn run(
         },
     );
 
+    ctx.evictions.wake_by(wake_workload.clone());
     let runtime_events = ctx.drivers.runtime.events();
     tokio::join!(
         controller::run::<workload::Workloads>(workloads, ctx.clone(), shutdown.clone()),
@@ -158,6 +166,9 @@ pub async fn run(
         network::events::run(ctx.clone(), wake_network, wake_workload, shutdown.clone()),
         workload::orphans::run(ctx.clone(), shutdown.clone()),
         image_collector::run(ctx.clone(), shutdown.clone()),
+        eviction::run(ctx.clone(), shutdown.clone()),
+        eviction::sizes::run(ctx.clone(), shutdown.clone()),
+        oom::run(ctx.clone(), shutdown.clone()),
         audit(ctx.clone(), shutdown.clone()),
     );
     ctx.pulls.drain().await;
@@ -188,6 +199,16 @@ where
     .flat_map(move |reference| stream::iter(concerned(&ctx, reference.as_deref())))
 }
 
+/// Keeps memory for the system: all Workloads together get what is left. A kernel that refuses is told of; it keeps no
+/// Workload from running.
+async fn reserve(ctx: &Context) {
+    match resource_limit::keep_parent(ctx).await {
+        Ok(None) => {}
+        Ok(Some(excess)) => tracing::warn!("systemReserved.memory is not kept: {excess}"),
+        Err(error) => tracing::warn!("systemReserved.memory is not kept: {}", chain(&error)),
+    }
+}
+
 /// Keeps the container cache current and wakes the owners of what changed.
 async fn follow_runtime(
     ctx: Arc<Context>,
@@ -196,6 +217,7 @@ async fn follow_runtime(
     stop: CancellationToken,
 ) {
     let mut swept = false;
+    let mut _orphans = None;
     loop {
         let event = tokio::select! {
             // Cancel-safe: we are leaving.
@@ -224,6 +246,7 @@ async fn follow_runtime(
                     sweep(&*ctx.drivers.runtime).await;
                     swept = true;
                 }
+                _orphans = Some(AbortOnDropHandle::new(tokio::spawn(end_orphan_shims(ctx.drivers.runtime.clone()))));
                 for workload in ctx.stores.workloads.state() {
                     let _ = wake.send(ObjectRef::from_obj(&*workload)).await;
                 }
@@ -264,6 +287,14 @@ fn runtime_answers(ctx: &Context, answer: Result<(), String>) {
         Err(message) => (reasons::CONTAINERD_UNAVAILABLE, message.clone()),
     };
     ctx.report.set_condition(condition_type::CONTAINERD_READY, answer.is_ok(), reason, message);
+}
+
+/// Looks for what a containerd that died may have left, until nothing of it can be under way any more.
+async fn end_orphan_shims(runtime: Arc<dyn Runtime>) {
+    for pause in ORPHAN_LOOKS {
+        tokio::time::sleep(pause).await;
+        runtime.end_orphan_shims().await.iter().for_each(|line| tracing::info!("freed: {line}"));
+    }
 }
 
 async fn sweep(runtime: &dyn Runtime) {

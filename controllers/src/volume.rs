@@ -4,6 +4,7 @@
 //! `reclaimPolicy`, and a given path is never deleted.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::ResourceExt;
 use nodelet_crds::common::{condition_type, now, set_condition};
@@ -14,10 +15,16 @@ use nodelet_drivers::volumes::{self, Usage};
 
 use crate::context::{Context, chain, set_finalizer};
 use crate::controller::{Outcome, Reconciler, object_key};
+use crate::metrics::ToldOfVolume;
 
 mod desired;
 
 use desired::Desired;
+
+/// When a Volume with a filesystem of its own is measured again, and tried again if it could not grow.
+const MEASURE_AGAIN: Duration = Duration::from_secs(300);
+/// A change of its use by less than this part of its size is not worth a write of the status.
+const WORTH_TELLING: u64 = 50;
 
 /// The reconciler of Volumes.
 pub struct Volumes;
@@ -62,11 +69,21 @@ struct State {
     path: Option<String>,
     usage: Option<Usage>,
     users: Vec<String>,
+    /// Why it does not have the wanted capacity.
+    capacity_problem: Option<String>,
 }
 
 impl State {
     fn failed(reason: &'static str, message: String) -> Self {
-        Self { phase: VolumePhase::Failed, reason, message, path: None, usage: None, users: Vec::new() }
+        Self {
+            phase: VolumePhase::Failed,
+            reason,
+            message,
+            path: None,
+            usage: None,
+            users: Vec::new(),
+            capacity_problem: None,
+        }
     }
 }
 
@@ -99,9 +116,12 @@ async fn pass(ctx: &Arc<Context>, object: &Volume) -> Result<Outcome, Error> {
         path: Some(volume.path.to_string_lossy().into_owned()),
         usage: Some(usage),
         users,
+        capacity_problem: volume.capacity_problem,
     };
+    // Of what has a filesystem of its own the use is known, and changes without an event.
+    let measured = usage.used_bytes.is_some();
     write(ctx, object, state).await;
-    Ok(Outcome::Settled)
+    Ok(if measured { Outcome::Again(MEASURE_AGAIN) } else { Outcome::Settled })
 }
 
 async fn let_go(ctx: &Arc<Context>, object: &Volume, desired: &Desired, users: Vec<String>) -> Result<Outcome, Error> {
@@ -111,14 +131,16 @@ async fn let_go(ctx: &Arc<Context>, object: &Volume, desired: &Desired, users: V
     if !users.is_empty() {
         let message = format!("deleted when no longer used by {}", users.join(", "));
         let path = object.status.as_ref().and_then(|s| s.path.clone());
+        let phase = VolumePhase::InUse;
         let state =
-            State { phase: VolumePhase::InUse, reason: reasons::TERMINATING, message, path, usage: None, users };
+            State { phase, reason: reasons::TERMINATING, message, path, usage: None, users, capacity_problem: None };
         write(ctx, object, state).await;
         return Ok(Outcome::Settled);
     }
     let delete = object.spec.reclaim_policy == ReclaimPolicy::Delete;
     ctx.drivers.volumes.remove(&desired.spec, delete).await?;
     tracing::info!(volume = %object_key(object), data_deleted = delete, "volume removed");
+    ctx.metrics.tell_of_volume(&object.namespace().unwrap_or_default(), &object.name_any(), None);
     set_finalizer(&ctx.client, object, labels::FINALIZER, false).await?;
     Ok(Outcome::Settled)
 }
@@ -152,12 +174,33 @@ async fn write(ctx: &Context, object: &Volume, state: State) {
     status.node_name = Some(ctx.settings.node_name.clone());
     status.phase = Some(state.phase);
     status.path = state.path;
+    let told = ToldOfVolume {
+        capacity: state.usage.map(|usage| usage.capacity_bytes).or(status.capacity_bytes),
+        used: state.usage.map_or(status.used_bytes, |usage| usage.used_bytes),
+        ready,
+    };
+    ctx.metrics.tell_of_volume(&object.namespace().unwrap_or_default(), &object.name_any(), Some(told));
     if let Some(usage) = state.usage {
         status.capacity_bytes = Some(usage.capacity_bytes);
-        status.used_bytes = usage.used_bytes;
+        let worth = usage.capacity_bytes / WORTH_TELLING;
+        let close = |before: u64, now: u64| before.abs_diff(now) < worth && before != 0;
+        match (status.used_bytes, usage.used_bytes) {
+            (Some(before), Some(now)) if close(before, now) => {}
+            (_, now) => status.used_bytes = now,
+        }
     }
     status.used_by = state.users;
-    set_condition(&mut status.conditions, condition_type::READY, ready, state.reason, state.message, generation, now());
+    let mut set = |type_, holds, reason, message| {
+        set_condition(&mut status.conditions, type_, holds, reason, message, generation, now());
+    };
+    set(condition_type::READY, ready, state.reason, state.message);
+    if ready && object.spec.capacity.is_some() {
+        let lacking = if object.spec.local.is_some() { reasons::NO_QUOTA } else { reasons::INSUFFICIENT_STORAGE };
+        match state.capacity_problem {
+            None => set(condition_type::CAPACITY_ENFORCED, true, reasons::ENFORCED, String::new()),
+            Some(why) => set(condition_type::CAPACITY_ENFORCED, false, lacking, why),
+        }
+    }
     if let Err(error) = ctx.write_status(object, object.status.as_ref(), &status).await {
         tracing::warn!(volume = %object_key(object), "writing the status: {}", chain(&error));
     }

@@ -23,18 +23,23 @@ mod called;
 pub mod containers;
 pub mod dereference;
 pub mod desired;
+pub mod devices;
 pub mod env;
 pub mod files;
+pub mod fit;
+pub mod follow;
 pub mod forecast;
 pub mod hooks;
 pub mod limits;
+pub mod link_wish;
 pub mod model;
-pub mod observe;
+mod observe;
 pub mod orphans;
 pub mod plan;
 pub mod preview;
 pub mod probes;
 pub mod refs;
+pub mod resizes;
 pub mod revisions;
 pub mod sandboxes;
 pub mod security;
@@ -102,7 +107,14 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
     if !deleting {
         set_finalizer(&ctx.client, object, labels::FINALIZER, true).await?;
     }
-    let references = dereference::dereference(ctx, object).await?;
+    let mut references = dereference::dereference(ctx, object).await?;
+    let evicted = ctx.evictions.of(object);
+    if evicted.is_some() {
+        // Others may have its room from now on.
+        ctx.places.leave(object);
+    } else {
+        references.fit = ctx.places.take(ctx, object);
+    }
     let place = desired::Place::of(ctx);
     let desired = match desired::validate(object, &references, &place) {
         Ok(desired) => desired,
@@ -123,7 +135,7 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
             Err(invalid) => return Ok(refuse(ctx, object, invalid).await),
         },
     };
-    let desired = Arc::new(desired);
+    let desired = Arc::new(desired.unless_evicted(evicted));
     let Some(mut observed) = observe::observe(ctx, object, &desired).await? else {
         // Containers have not been read yet; that they were wakes us.
         return Ok(Outcome::Settled);
@@ -176,6 +188,11 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
     let report = Report::Seen { desired: &desired, before: &observed, observed: &after, plan: &plan, update: &update };
     status::publish(ctx, object, report).await;
     probe(ctx, object, &desired, &after);
+    if desired.evicted.as_ref().is_some_and(|why| why.reason == reasons::PREEMPTED) && observe::is_clear(&after) {
+        // It waits for room from now on.
+        ctx.evictions.release(|other, _| other == uid);
+        return Ok(Outcome::Again(std::time::Duration::ZERO));
+    }
     // A plan is made for what was there; what its steps changed is looked at again at once.
     let life = if deleting { None } else { status::time_to_live(object, ctx.now()) };
     if life.is_some_and(|life| life.is_zero()) {
@@ -188,7 +205,13 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
         && !is_batch(&desired)
         && update::is_healthy(&desired, &after);
     let judge = judge.then_some(std::time::Duration::ZERO);
-    let again_in = plan.again_in.into_iter().chain(update.again_in).chain(life).chain(judge).min();
+    // Nor of memory that is given back.
+    let resized = plan.steps.iter().filter_map(|step| match step {
+        plan::Step::UpdateLimits { id, .. } => ctx.resizes.unfinished(id)?.rest,
+        _ => None,
+    });
+    let resizes = resized.min();
+    let again_in = plan.again_in.into_iter().chain(update.again_in).chain(life).chain(judge).chain(resizes).min();
     Ok(match again_in {
         Some(after) => Outcome::Again(after),
         None if desired.intent != Intent::Run && !observe::is_clear(&after) => {
@@ -234,6 +257,7 @@ async fn held(
 ) -> Result<Result<model::Desired, Invalid>, kube::Error> {
     let effective = revision.object(object);
     let mut references = dereference::dereference(ctx, &effective).await?;
+    references.fit = ctx.places.take(ctx, object);
     revision.restore(&mut references);
     Ok(desired::validate(&effective, &references, place).map(|mut desired| {
         revision.pin(&mut desired);
@@ -272,8 +296,7 @@ async fn advance(
             update.history = ctx.histories.put(uid, history).await.map_err(Error::Revisions)?;
             if let (true, Some(before), Some(now)) = (is_new, before, update.history.last()) {
                 let note = format!("Revision {} is healthy and replaces revision {before}", now.number);
-                let part = format!("revision {}", now.number);
-                ctx.event_about(object, EventType::Normal, reasons::UPDATED, note, Some(&part)).await;
+                ctx.event(object, EventType::Normal, reasons::UPDATED, note).await;
             }
             Ok(false)
         }
@@ -287,11 +310,9 @@ async fn advance(
         update::Verdict::Failed(message) => {
             let Some(target) = update.history.target(&desired.revision) else { return Ok(false) };
             let what = format!("Generation {} failed: {message}", desired.generation);
-            // Each failure has its own Event, also of the same generation with another configuration.
-            let part = format!("update {}", desired.revision);
             if !desired.update.rollback {
                 if !status::is_known_to_have_failed(object) {
-                    ctx.event_about(object, EventType::Warning, reasons::UPDATE_FAILED, what, Some(&part)).await;
+                    ctx.event(object, EventType::Warning, reasons::UPDATE_FAILED, what).await;
                 }
                 update.failed = Some(message);
                 return Ok(false);
@@ -301,7 +322,7 @@ async fn advance(
             history.failed = Some(revisions::Failed { id, generation: desired.generation, to, message });
             ctx.histories.put(uid, history).await.map_err(Error::Revisions)?;
             let note = format!("{what}. Back to revision {to}");
-            ctx.event_about(object, EventType::Warning, reasons::ROLLED_BACK, note, Some(&part)).await;
+            ctx.event(object, EventType::Warning, reasons::ROLLED_BACK, note).await;
             Ok(true)
         }
     }
@@ -337,6 +358,7 @@ fn probe(ctx: &Arc<Context>, object: &Workload, desired: &model::Desired, observ
 
 /// Only an edit helps: what runs is left alone.
 async fn refuse(ctx: &Context, object: &Workload, invalid: Invalid) -> Outcome {
+    ctx.places.leave(object);
     ctx.event(object, EventType::Warning, invalid.reason, invalid.message.clone()).await;
     status::publish(ctx, object, Report::Failed { reason: invalid.reason, message: invalid.message }).await;
     Outcome::Settled

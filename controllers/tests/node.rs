@@ -3,18 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::wait::{Condition, await_condition};
 use kube::{Api, Client, ResourceExt};
 use nodelet_apiserver::Server;
-use nodelet_controllers::image_collector::{Collection, Collector, Marks};
+use nodelet_controllers::eviction::{EvictionSettings, Threshold, Thresholds};
+use nodelet_controllers::image_collector::{Collector, Marks};
 use nodelet_controllers::{Drivers, Settings};
 use nodelet_crds::common::{find_condition, is_true};
 use nodelet_crds::image::Image as ImageObject;
@@ -25,9 +24,7 @@ use nodelet_crds::volume::Volume;
 use nodelet_crds::workload::{Workload, WorkloadPhase};
 use nodelet_drivers::cgroups::fake::FakeCgroups;
 use nodelet_drivers::ids::{CgroupPath, ContainerId};
-use nodelet_drivers::images::{
-    Damage, Disk, Error, Estimate, Fetch, Fetched, Image, Images, OnProgress, Source, Usage, normalize,
-};
+use nodelet_drivers::images::{Fetch, Images, Source};
 use nodelet_drivers::network::Networks;
 use nodelet_drivers::network::fake::FakeNetworks;
 use nodelet_drivers::runtime::Runtime;
@@ -35,110 +32,10 @@ use nodelet_drivers::runtime::fake::FakeRuntime;
 use nodelet_drivers::sandbox::Sandboxes;
 use nodelet_drivers::sandbox::fake::FakeSandboxes;
 use nodelet_drivers::volumes::fake::FakeVolumes;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Images that are there as soon as somebody fetches them, except those named `missing`.
-struct InstantImages {
-    runtime: Arc<FakeRuntime>,
-    present: Mutex<BTreeMap<String, Image>>,
-    /// How often something new was pushed, by reference.
-    pushes: Mutex<BTreeMap<String, u64>>,
-    fetches: Mutex<Vec<Fetch>>,
-}
-
-impl InstantImages {
-    fn push(&self, reference: &str) {
-        *self.pushes.lock().unwrap().entry(normalize(reference).unwrap()).or_default() += 1;
-    }
-
-    fn image(&self, reference: String) -> Image {
-        let pushes = self.pushes.lock().unwrap().get(&reference).copied().unwrap_or_default();
-        let digest = format!("sha256:{:064x}", reference.len() as u64 + 1000 * pushes);
-        Image { reference, digest: digest.clone(), config_digest: digest, size: 1, signed_by: Vec::new() }
-    }
-}
-
-#[async_trait]
-impl Images for InstantImages {
-    async fn get(&self, reference: &str) -> Result<Option<Image>, Error> {
-        let name = normalize(reference)?;
-        Ok(self.present.lock().unwrap().get(&name).cloned())
-    }
-
-    async fn list(&self) -> Result<Vec<Image>, Error> {
-        Ok(self.present.lock().unwrap().values().cloned().collect())
-    }
-
-    async fn list_fetched(&self) -> Result<Vec<Fetched>, Error> {
-        let fetched = |i: &Image| Fetched { reference: i.reference.clone(), digest: i.digest.clone(), size: i.size };
-        Ok(self.list().await?.iter().map(fetched).collect())
-    }
-
-    async fn disk(&self) -> Result<Disk, Error> {
-        Ok(Disk::default())
-    }
-
-    async fn fetch(&self, fetch: &Fetch, _: OnProgress) -> Result<Image, Error> {
-        self.fetches.lock().unwrap().push(fetch.clone());
-        let name = normalize(&fetch.reference)?;
-        if name.contains("missing") {
-            return Err(Error::NotFound { reference: name });
-        }
-        let mut image = self.image(name.clone());
-        if let Some(signer) = fetch.signers.first().filter(|_| name.contains("unsigned")) {
-            return Err(Error::Unsigned {
-                reference: name,
-                digest: image.digest,
-                signer: Box::new(signer.clone()),
-                source: Arc::new(std::io::Error::other("no signature was found")),
-            });
-        }
-        image.signed_by = fetch.signers.iter().map(|signer| signer.fingerprint().to_owned()).collect();
-        self.runtime.add_image(&name, None);
-        self.present.lock().unwrap().insert(name, image.clone());
-        Ok(image)
-    }
-
-    async fn names(&self, archive: &Path) -> Result<Vec<String>, Error> {
-        let text = std::fs::read_to_string(archive).unwrap_or_default();
-        match text.strip_prefix("archive of ") {
-            Some(name) => Ok(vec![normalize(name.trim())?]),
-            None => {
-                let source = Arc::new(std::io::Error::other("it is no archive"));
-                Err(Error::Archive { path: archive.to_owned(), source })
-            }
-        }
-    }
-
-    async fn resolve(&self, fetch: &Fetch) -> Result<String, Error> {
-        Ok(self.image(normalize(&fetch.reference)?).digest)
-    }
-
-    async fn remove(&self, reference: &str) -> Result<(), Error> {
-        self.present.lock().unwrap().remove(&normalize(reference)?);
-        Ok(())
-    }
-
-    async fn estimate(&self, fetch: &Fetch) -> Result<Estimate, Error> {
-        Ok(Estimate { digest: self.resolve(fetch).await?, ..Estimate::default() })
-    }
-
-    async fn usage(&self) -> Result<Usage, Error> {
-        Ok(Usage::default())
-    }
-
-    async fn collect(&self, _wanted: &BTreeSet<String>) -> Result<(), Error> {
-        Ok(())
-    }
-
-    async fn verify(&self, _reference: &str) -> Result<Vec<Damage>, Error> {
-        Ok(Vec::new())
-    }
-
-    async fn repair(&self, fetch: &Fetch, _damage: &[Damage], progress: OnProgress) -> Result<Image, Error> {
-        self.fetch(fetch, progress).await
-    }
-}
+use instant_images::InstantImages;
 
 struct TestNode {
     client: Client,
@@ -164,6 +61,7 @@ impl TestNode {
             present: Mutex::default(),
             pushes: Mutex::default(),
             fetches: Mutex::default(),
+            resolved: watch::Sender::new(0),
         });
         let networks = Arc::new(FakeNetworks::new());
         let sandboxes = Arc::new(FakeSandboxes::new(directory.path().join("run")));
@@ -205,6 +103,16 @@ impl TestNode {
             collector: self.collector.clone(),
             previews: Default::default(),
             capacity: (2, 1 << 30),
+            system_reserved: Default::default(),
+            eviction: EvictionSettings {
+                thresholds: Thresholds {
+                    memory: Threshold::Amount(0),
+                    disk: Threshold::Amount(0),
+                    inodes: Threshold::Amount(0),
+                },
+                transition: Duration::ZERO,
+            },
+            restart_backoff: Default::default(),
         };
         let (client, drivers, token) = (self.server.client("default"), self.drivers.clone(), stop.clone());
         let task = tokio::spawn(async move {
@@ -270,6 +178,15 @@ impl TestNode {
 
     async fn ready(&self, name: &str) -> Workload {
         self.until(name, "ready", |w: Option<&Workload>| w.is_some_and(is_ready)).await.unwrap()
+    }
+}
+
+/// Waits for what no watch tells of.
+async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !is_so().await {
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -393,17 +310,13 @@ async fn what_others_break_is_repaired_by_the_event() {
     // The link of the attachment.
     let attachment = node.networks.list_attachments().await.unwrap().remove(0);
     node.networks.break_link(&attachment.host_link);
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    while !node.networks.list_attachments().await.unwrap().iter().all(|a| a.complete) {
-        assert!(tokio::time::Instant::now() < deadline, "the attachment was not repaired");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the attachment to be repaired", async || {
+        node.networks.list_attachments().await.unwrap().iter().all(|a| a.complete)
+    })
+    .await;
     // All rules.
     node.networks.break_rules();
-    while !node.networks.has_rules() {
-        assert!(tokio::time::Instant::now() < deadline, "the rules were not put back");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the rules to be put back", async || node.networks.has_rules()).await;
     node.stop_agent().await;
 }
 
@@ -451,49 +364,6 @@ async fn what_is_missing_is_said_and_then_used() {
     .await;
     node.api::<Workload>().delete("web", &DeleteParams::default()).await.unwrap();
     node.until("data", "gone", |v: Option<&Volume>| v.is_none()).await;
-    node.stop_agent().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_image_is_fetched_once_and_failures_are_told() {
-    let node = TestNode::start().await;
-    node.apply(serde_json::json!({
-        "apiVersion": "nodelet.dev/v1alpha1", "kind": "Image", "metadata": {"name": "web"},
-        "spec": {"reference": "web:1", "archive": {"path": "/srv/web.tar"}}
-    }))
-    .await;
-    node.until("web", "ready", |i: Option<&ImageObject>| {
-        i.and_then(|i| i.status.as_ref()).is_some_and(|s| is_true(&s.conditions, "Ready") && s.ready_nodes == 1)
-    })
-    .await;
-    node.apply(web(serde_json::json!({}))).await;
-    node.ready("web").await;
-    let fetches = node.images.fetches.lock().unwrap().clone();
-    assert_eq!(fetches.len(), 1, "{fetches:?}");
-    assert_eq!(fetches[0].source, Source::Archive("/srv/web.tar".into()));
-
-    let broken = serde_json::json!({"containers": [{"name": "main", "image": "missing:1"}]});
-    node.apply(workload("broken", broken)).await;
-    let failed = node
-        .until("broken", "failed to pull", |w: Option<&Workload>| {
-            w.and_then(|w| w.status.as_ref())
-                .is_some_and(|s| find_condition(&s.conditions, "Ready").is_some_and(|c| c.reason == "PullFailed"))
-        })
-        .await
-        .unwrap();
-    let waiting = failed.status.unwrap().container_statuses[0].state.waiting.clone().unwrap();
-    assert!(waiting.message.contains("missing:1 is not in the registry; try 2 in"), "{}", waiting.message);
-    // The event says so too.
-    let events: Api<Event> = node.api();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    loop {
-        let all = events.list(&ListParams::default()).await.unwrap();
-        if all.iter().any(|e| e.reason.as_deref() == Some("PullFailed")) {
-            break;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "{all:?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
     node.stop_agent().await;
 }
 
@@ -549,183 +419,13 @@ async fn a_limit_goes_after_the_limits_and_workloads_below_it() {
     node.stop_agent().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_images_that_nobody_needs_are_collected() {
-    let node = TestNode::start().await;
-    node.apply(web(serde_json::json!({}))).await;
-    let old = serde_json::json!({"containers": [{"name": "main", "image": "old:1"}]});
-    node.apply(workload("old", old)).await;
-    node.apply(serde_json::json!({
-        "apiVersion": "nodelet.dev/v1alpha1", "kind": "Image", "metadata": {"name": "wished"},
-        "spec": {"reference": "wished:1"}
-    }))
-    .await;
-    node.ready("web").await;
-    node.ready("old").await;
-    node.until("wished", "ready", |i: Option<&ImageObject>| {
-        i.and_then(|i| i.status.as_ref()).is_some_and(|s| is_true(&s.conditions, "Ready"))
-    })
-    .await;
-    let nothing = node.collector.prune(false).await.unwrap();
-    assert_eq!((nothing.removed.len(), nothing.kept.len()), (0, 3), "{nothing:?}");
-
-    node.api::<Workload>().delete("old", &DeleteParams::default()).await.unwrap();
-    node.until("old", "gone", |w: Option<&Workload>| w.is_none()).await;
-    let names = |collection: &Collection| collection.removed.iter().map(|c| c.reference.clone()).collect::<Vec<_>>();
-    let would = node.collector.prune(true).await.unwrap();
-    assert_eq!(names(&would), ["docker.io/library/old:1"]);
-    assert!(node.images.get("old:1").await.unwrap().is_some(), "a dry run removes nothing");
-    // There is room already.
-    assert_eq!(names(&node.collector.make_room(0).await.unwrap()), Vec::<String>::new());
-    assert_eq!(names(&node.collector.make_room(1).await.unwrap()), ["docker.io/library/old:1"]);
-    assert!(node.images.get("old:1").await.unwrap().is_none());
-    assert_eq!(node.images.list().await.unwrap().len(), 2, "what is needed stays, however little room there is");
-
-    // What was collected is fetched again when somebody wants it.
-    let old = serde_json::json!({"containers": [{"name": "main", "image": "old:1"}]});
-    node.apply(workload("old", old)).await;
-    node.ready("old").await;
-    node.stop_agent().await;
-    assert!(node.collector.prune(true).await.is_err(), "nobody collects any more");
-}
-
-/// Which image the workload's container runs, as its status says.
-fn image_id(workload: &Workload) -> String {
-    workload.status.as_ref().unwrap().container_statuses[0].image_id.clone()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_refreshed_tag_moves_the_workloads_that_ask_for_it() {
-    let node = TestNode::start().await;
-    let spec = serde_json::json!({"reference": "registry.test/app:1", "refreshSeconds": 1});
-    node.apply(serde_json::json!({
-        "apiVersion": "nodelet.dev/v1alpha1", "kind": "Image", "metadata": {"name": "app"}, "spec": spec,
-    }))
-    .await;
-    for (name, policy) in [("always", "Always"), ("newer", "Newer"), ("keeps", "IfNotPresent")] {
-        let container = serde_json::json!({"name": "c", "image": "registry.test/app:1", "imagePullPolicy": policy});
-        node.apply(workload(name, serde_json::json!({"containers": [container]}))).await;
-        node.ready(name).await;
-    }
-    let old = node.images.image("registry.test/app:1".to_owned()).digest;
-    let kept = container_id(&node.ready("keeps").await);
-    node.images.push("registry.test/app:1");
-    let new = node.images.image("registry.test/app:1".to_owned()).digest;
-    for name in ["always", "newer"] {
-        let moved = new.clone();
-        let runs = move |w: Option<&Workload>| w.is_some_and(|w| is_ready(w) && image_id(w).contains(&moved));
-        node.until(name, "to run what was pushed", runs).await;
-    }
-    let keeps = node.ready("keeps").await;
-    assert_eq!(container_id(&keeps), kept, "nobody asked for that");
-    assert!(image_id(&keeps).contains(&old));
-    let moved = new.clone();
-    let says = move |image: Option<&ImageObject>| {
-        image.is_some_and(|i| i.status.as_ref().and_then(|s| s.digest.clone()).as_deref() == Some(&moved))
-    };
-    node.until("app", "to say the new digest", says).await;
-    // Nothing is fetched while nothing moves.
-    let fetches = node.images.fetches.lock().unwrap().len();
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(node.images.fetches.lock().unwrap().len(), fetches);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_must_be_signed_gets_in_by_no_other_door() {
-    const KEY: &str = "-----BEGIN PUBLIC KEY-----\n\
-        MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEAh8Gxe6p9gOFpw91R202iOAV0ZoD\n\
-        yrR0G0pUZVgm8d8VRK4C4FKzmdQlaLojPd2mGkmbOBE1ZRzqzbPSC0cQMg==\n\
-        -----END PUBLIC KEY-----\n";
-    let node = TestNode::start().await;
-    let image = |name: &str, reference: &str| {
-        let verify = serde_json::json!({"publicKey": {"secretName": "signer"}});
-        serde_json::json!({
-            "apiVersion": "nodelet.dev/v1alpha1", "kind": "Image", "metadata": {"name": name},
-            "spec": {"reference": reference, "verify": verify},
-        })
-    };
-    // The image is there already, unchecked, before anybody asks for a signature.
-    node.images.fetch(&Fetch::new("registry.test/unsigned:1"), Arc::new(|_| {})).await.unwrap();
-    node.apply(image("unsigned", "registry.test/unsigned:1")).await;
-    let reason = |reason: &'static str| {
-        move |image: Option<&ImageObject>| {
-            let ready = image.and_then(|i| find_condition(&i.status.as_ref()?.conditions, "Ready"));
-            ready.is_some_and(|c| c.reason == reason && c.status == "False")
-        }
-    };
-    node.until("unsigned", "to miss its key", reason("ConfigMissing")).await;
-    let name = "registry.test/unsigned:1";
-    let digest = format!("registry.test/unsigned@sha256:{}", "0".repeat(64));
-    for (workload_name, reference, policy) in [
-        ("present", name, "IfNotPresent"),
-        ("never", name, "Never"),
-        ("newer", name, "Newer"),
-        ("digest", &digest, "Always"),
-    ] {
-        let container = serde_json::json!({"name": "c", "image": reference, "imagePullPolicy": policy});
-        node.apply(workload(workload_name, serde_json::json!({"containers": [container]}))).await;
-    }
-    node.apply(serde_json::json!({
-        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "signer"}, "stringData": {"cosign.pub": KEY},
-    }))
-    .await;
-    let refused = node.until("unsigned", "to be refused", reason("VerificationFailed")).await.unwrap();
-    let message = &find_condition(&refused.status.as_ref().unwrap().conditions, "Ready").unwrap().message;
-    assert!(message.contains("sha256:1b41ba856fc07abd") && message.contains("Secret default/signer"), "{message}");
-    for name in ["present", "never", "newer", "digest"] {
-        let held = |w: Option<&Workload>| {
-            let images = w.and_then(|w| find_condition(&w.status.as_ref()?.conditions, "ImagesReady"));
-            images.is_some_and(|c| c.reason == "VerificationFailed" && c.status == "False")
-        };
-        let workload = node.until(name, "to be held", held).await.unwrap();
-        assert!(workload.status.unwrap().container_statuses.iter().all(|c| c.container_id.is_empty()), "{name} runs");
-    }
-    // What is signed comes in.
-    node.apply(image("signed", "registry.test/signed:1")).await;
-    let container = serde_json::json!({"name": "c", "image": "registry.test/signed:1"});
-    node.apply(workload("signed", serde_json::json!({"containers": [container]}))).await;
-    node.ready("signed").await;
-    assert!(node.images.get("registry.test/signed:1").await.unwrap().unwrap().signed_by.len() == 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn archives_that_are_dropped_in_are_imported_and_kept() {
-    let node = TestNode::start().await;
-    let directory = node.directory.path().join("data/images");
-    while !directory.exists() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let imported = |wanted: &'static str| {
-        move |state: Option<&NodeState>| {
-            let condition = state.and_then(|s| find_condition(&s.status.as_ref()?.conditions, "ArchivesImported"));
-            condition.is_some_and(|c| c.status == wanted)
-        }
-    };
-    std::fs::write(directory.join("app.tar"), "archive of x.test/dropped:1").unwrap();
-    node.until_node(imported("True")).await;
-    let name = "x.test/dropped:1";
-    assert!(node.images.get(name).await.unwrap().is_some());
-    // Used without a registry.
-    let container = serde_json::json!({"name": "c", "image": name, "imagePullPolicy": "Never"});
-    node.apply(workload("dropped", serde_json::json!({"containers": [container]}))).await;
-    node.ready("dropped").await;
-    // A broken one is named and changes nothing; mended, it is imported.
-    std::fs::write(directory.join("broken.tar"), "nonsense").unwrap();
-    let state = node.until_node(imported("False")).await;
-    let message = &find_condition(&state.status.as_ref().unwrap().conditions, "ArchivesImported").unwrap().message;
-    assert!(message.contains("broken.tar") && message.contains("it is no archive"), "{message}");
-    std::fs::write(directory.join("broken.tar"), "archive of x.test/mended:1").unwrap();
-    node.until_node(imported("True")).await;
-    assert!(node.images.get("x.test/mended:1").await.unwrap().is_some());
-    // A restart reads nothing again.
-    let fetches = node.images.fetches.lock().unwrap().len();
-    node.stop_agent().await;
-    node.start_agent();
-    node.ready("dropped").await;
-    assert_eq!(node.images.fetches.lock().unwrap().len(), fetches);
-    // An image that somebody removes comes back; one whose file is gone is nobody's wish any more.
-    let removed = |name: &str| node.images.present.lock().unwrap().contains_key(&normalize(name).unwrap());
-    std::fs::remove_file(directory.join("app.tar")).unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(removed(name), "removing the file removes no image");
-}
+#[path = "node/boots.rs"]
+mod boots;
+#[path = "node/images.rs"]
+mod images;
+#[path = "node/instant_images.rs"]
+mod instant_images;
+#[path = "node/probes.rs"]
+mod probes;
+#[path = "node/refreshes.rs"]
+mod refreshes;

@@ -104,6 +104,12 @@ pub mod condition_type {
     pub const NETWORKS_READY: &str = "NetworksReady";
     /// Workload: the newest generation is being rolled out (`True`) or has been (`False`).
     pub const PROGRESSING: &str = "Progressing";
+    /// Workload: a change of its limits waits for room, or cannot be carried out. Absent while it does not hold.
+    pub const RESIZE_PENDING: &str = "ResizePending";
+    /// Workload: a change of its limits is not in force yet. Absent while it does not hold.
+    pub const RESIZE_IN_PROGRESS: &str = "ResizeInProgress";
+    /// Volume: it has its capacity, and cannot hold more.
+    pub const CAPACITY_ENFORCED: &str = "CapacityEnforced";
     /// NodeState: memory is short.
     pub const MEMORY_PRESSURE: &str = "MemoryPressure";
     /// NodeState: disk space is short.

@@ -39,8 +39,23 @@ pub const HEALTHCHECK: &str = "nodelet.dev/healthcheck";
 pub const RESTARTS: &str = "nodelet.dev/restarts";
 /// How often in a row its predecessors failed, in decimal; the back-off grows with it.
 pub const FAILURES: &str = "nodelet.dev/failures";
+/// What the containers' images were followed to when the sandbox was made, as JSON: a hash of the digest for each.
+pub const FOLLOWS: &str = "nodelet.dev/follows";
 /// Digest of the image that the container was made from.
 pub const IMAGE_DIGEST: &str = "nodelet.dev/image-digest";
+
+/// Digest of an image that the container mounts; the volume's name follows after a dot, see [`volume_image`].
+pub const VOLUME_IMAGE: &str = "nodelet.dev/volume-image";
+
+/// The label with the digest of the image that a volume shows.
+pub fn volume_image(volume: &str) -> String {
+    format!("{VOLUME_IMAGE}.{volume}")
+}
+
+/// The volume that a label made by [`volume_image`] is about.
+pub fn volume_of_image(label: &str) -> Option<&str> {
+    label.strip_prefix(VOLUME_IMAGE)?.strip_prefix('.')
+}
 
 /// Value of [`TYPE`]: runs to completion before the main containers start.
 pub const TYPE_INIT: &str = "init";
@@ -87,6 +102,8 @@ mod tests {
             RESTARTS,
             FAILURES,
             IMAGE_DIGEST,
+            VOLUME_IMAGE,
+            FOLLOWS,
             SOURCE,
             SOURCE_FILE,
             RESTARTED_AT,

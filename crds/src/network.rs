@@ -37,8 +37,17 @@ use crate::common::{Condition, NodeSelector, conditions_schema, yes};
 #[x_kube(
     validation = ("self.driver == oldSelf.driver", "the driver cannot be changed: create another Network"),
     validation = (
-        "has(self.parent) == (self.driver in ['macvlan', 'ipvlan'])",
-        "parent is needed for the drivers macvlan and ipvlan, and for no other"
+        "has(self.parent) == (self.driver in ['macvlan', 'ipvlan'] || has(self.vlan))",
+        "parent is needed for the drivers macvlan and ipvlan and with vlan, and otherwise has no meaning"
+    ),
+    validation = ("!has(self.vlan) || self.driver == 'bridge'", "vlan has a meaning for the driver bridge only"),
+    validation = (
+        "has(self.vlan) == has(oldSelf.vlan) && (!has(self.vlan) || self.vlan == oldSelf.vlan)",
+        "vlan cannot be changed: create another Network"
+    ),
+    validation = (
+        "!has(self.vlan) || (has(self.subnets) && size(self.subnets) > 0)",
+        "subnets are needed with vlan: that of the VLAN, with a gateway and a range that nobody else there has"
     ),
     validation = (
         "!has(self.mode) || (self.driver == 'macvlan' && self.mode in ['bridge', 'private', 'vepa', 'passthru']) || (self.driver == 'ipvlan' && self.mode in ['l2', 'l3', 'l3s'])",
@@ -47,6 +56,14 @@ use crate::common::{Condition, NodeSelector, conditions_schema, yes};
     validation = (
         "has(self.cni) == (self.driver == 'cni')",
         "cni is needed for the driver cni, and for no other"
+    ),
+    validation = (
+        "has(self.vxlan) == (self.driver == 'vxlan')",
+        "vxlan is needed for the driver vxlan, and for no other"
+    ),
+    validation = (
+        "self.driver != 'vxlan' || (has(self.subnets) && size(self.subnets) > 0)",
+        "subnets are needed for the driver vxlan: the same on all nodes, each with a gateway and a range of its own"
     ),
     validation = (
         "!has(self.subnets) || size(self.subnets) == 0 || !(self.driver in ['host', 'none', 'cni'])",
@@ -70,10 +87,14 @@ pub struct NetworkSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["cidr"]))]
     pub subnets: Vec<Subnet>,
-    /// The node's link that macvlan and ipvlan build on.
+    /// The node's link that macvlan and ipvlan build on, and that `vlan` is a VLAN of.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 15), regex(pattern = r"^[^\s/:]+$"))]
     pub parent: Option<String>,
+    /// A VLAN of `parent` that the bridge is joined to, by 802.1Q.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4094))]
+    pub vlan: Option<u16>,
     /// How the driver forwards. macvlan: `bridge` (default), `private`, `vepa`, `passthru`; ipvlan: `l2` (default),
     /// `l3`, `l3s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,6 +113,9 @@ pub struct NetworkSpec {
     /// Name resolution of the attached Workloads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns: Option<NetworkDns>,
+    /// The tunnel to the other nodes, for the driver `vxlan`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vxlan: Option<VxlanTunnel>,
     /// The CNI configuration, for the driver `cni`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cni: Option<CniSource>,
@@ -106,11 +130,13 @@ impl Default for NetworkSpec {
             driver: NetworkDriver::default(),
             subnets: Vec::new(),
             parent: None,
+            vlan: None,
             mode: None,
             internal: false,
             isolated: true,
             mtu: None,
             dns: None,
+            vxlan: None,
             cni: None,
             node_selector: None,
         }
@@ -179,6 +205,7 @@ pub enum NetworkMode {
 #[x_kube(
     validation = ("isCIDR(self.cidr) && cidr(self.cidr).masked() == cidr(self.cidr)", "cidr must be a network such as 10.89.1.0/24 or fd00:89::/64, with no bits set behind the prefix"),
     validation = ("!has(self.gateway) || (isCIDR(self.cidr) && isIP(self.gateway) && cidr(self.cidr).containsIP(self.gateway))", "gateway must be an address within cidr"),
+    validation = ("!has(self.exclude) || self.exclude.all(e, e.split('-').size() <= 2 && e.split('-').all(a, isIP(a) && cidr(self.cidr).containsIP(a)))", "exclude must be addresses within cidr, or ranges of them as first-last"),
     validation = ("!has(self.range) || (isCIDR(self.cidr) && self.range.split('-').size() == 2 && self.range.split('-').all(a, isIP(a) && cidr(self.cidr).containsIP(a)))", "range must be two addresses within cidr, as first-last")
 )]
 pub struct Subnet {
@@ -194,6 +221,10 @@ pub struct Subnet {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 3, max = 91))]
     pub range: Option<String>,
+    /// Parts that are not assigned unless a Workload asks for them: addresses, or ranges as `first-last`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 2, max = 91)), extend("x-kubernetes-list-type" = "atomic"))]
+    pub exclude: Vec<String>,
 }
 
 /// Name resolution of the attached Workloads.
@@ -219,6 +250,27 @@ impl Default for NetworkDns {
     }
 }
 
+/// A VXLAN tunnel between nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VxlanTunnel {
+    /// The network's number, the same on all nodes, and used for nothing else there.
+    #[schemars(range(min = 1, max = 16_777_215))]
+    pub vni: u32,
+    /// UDP port of the tunnel, the same on all nodes. Default: 4789.
+    #[serde(default = "vxlan_port")]
+    #[schemars(range(min = 1, max = 65_535))]
+    pub port: u16,
+    /// Addresses of the nodes, all of one family. A node leaves out its own, so that all can have the same list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 2, max = 45), regex(pattern = "^[0-9a-fA-F:.]+$")), extend("x-kubernetes-list-type" = "atomic"))]
+    pub peers: Vec<String>,
+}
+
+fn vxlan_port() -> u16 {
+    4789
+}
+
 /// A CNI configuration of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -226,6 +278,10 @@ pub struct CniSource {
     /// Absolute path of the configuration list.
     #[schemars(length(min = 1, max = 4096), regex(pattern = "^/"))]
     pub config: String,
+    /// Absolute paths of the directories with plugins. Default: `/opt/cni/bin`, `/usr/lib/cni`, `/usr/libexec/cni`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 4096), regex(pattern = "^/")), extend("x-kubernetes-list-type" = "atomic"))]
+    pub plugin_dirs: Vec<String>,
 }
 
 /// What became of a [`Network`] on all nodes together. Each node's part is in its NodeState.

@@ -78,6 +78,10 @@ pub const NO_FREE_SUBNET: &str = "NoFreeSubnet";
 pub const MOUNT_FAILED: &str = "MountFailed";
 /// The volume is used by another Workload, and `ReadWriteOnce` allows one.
 pub const VOLUME_IN_USE: &str = "VolumeInUse";
+/// The filesystem has no means to limit the volume.
+pub const NO_QUOTA: &str = "NoQuota";
+/// The volume is limited to its capacity.
+pub const ENFORCED: &str = "Enforced";
 /// The volume belongs to another node.
 pub const WRONG_NODE: &str = "WrongNode";
 /// A cgroup could not be made or set.
@@ -139,8 +143,25 @@ pub const UPDATE_FAILED: &str = "UpdateFailed";
 /// An update failed and the former generation runs again.
 pub const ROLLED_BACK: &str = "RolledBack";
 
+/// More memory is used than a lowered limit allows; it is set once the use has fallen.
+pub const ABOVE_LIMIT: &str = "AboveLimit";
+/// A change of limits waits: the node has no room for what it requests now.
+pub const DEFERRED: &str = "Deferred";
+/// A change of limits cannot be carried out on this node.
+pub const INFEASIBLE: &str = "Infeasible";
+/// Limits of a running container were changed.
+pub const RESIZE_COMPLETED: &str = "ResizeCompleted";
+
+/// The node has not enough left of what the Workload requests.
+pub const INSUFFICIENT_RESOURCES: &str = "InsufficientResources";
+
 /// The disk is too full for the image, also without the images that nobody needs.
 pub const INSUFFICIENT_STORAGE: &str = "InsufficientStorage";
+
+/// It had to go because the node was short of memory or disk; it comes back.
+pub const EVICTED: &str = "Evicted";
+/// It had to go for a Workload of higher priority.
+pub const PREEMPTED: &str = "Preempted";
 
 /// The node has enough of it.
 pub const NO_PRESSURE: &str = "NoPressure";

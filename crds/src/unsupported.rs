@@ -3,8 +3,8 @@
 //! The types declare the whole contract; the agent grows into it. Until a field works, using it is an error that names
 //! it. The tables below are the one list: a feature lands by deleting its line, and the reference page follows.
 //!
-//! A line has a path in the form of the JSON, with `[]` for every entry of a list, and the values that are refused.
-//! What is absent is never refused, nor is a value that asks for nothing (`false`, `0`, an empty string or list).
+//! A line has a path in the form of the JSON, with `[]` for every entry of a list, and the values that are carried out.
+//! What is absent is never refused.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use crate::{ImageSpec, NetworkSpec, ResourceLimitSpec, VolumeSpec, WorkloadSpec}
 /// A field and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
-    /// The field within the object, such as `spec.containers[0].stdin`.
+    /// The field within the object, such as `spec.containers[0].tty`.
     pub path: String,
     /// What is wrong, without the path.
     pub message: String,
@@ -35,42 +35,20 @@ impl std::error::Error for FieldError {}
 pub struct Limitation {
     /// The field below `spec`, with `[]` for every entry of a list.
     pub path: &'static str,
-    /// Which of its values are refused.
-    pub refused: Refused,
-}
-
-/// Which values of a field are refused.
-#[derive(Clone, Copy, Debug)]
-pub enum Refused {
-    /// All that ask for something.
-    Set,
-    /// These.
-    Values(&'static [&'static str]),
-    /// All but these, where a `*` stands for any rest.
-    AllBut(&'static [&'static str]),
-    /// All that ask for something while this field beside it does not.
-    Without(&'static str),
-}
-
-const fn set(path: &'static str) -> Limitation {
-    Limitation { path, refused: Refused::Set }
-}
-
-const fn values(path: &'static str, values: &'static [&'static str]) -> Limitation {
-    Limitation { path, refused: Refused::Values(values) }
+    /// Its values that are carried out, where a `*` stands for any rest; all others are refused.
+    pub allowed: &'static [&'static str],
 }
 
 const IMAGE: &[Limitation] = &[];
 
-const VOLUME: &[Limitation] =
-    &[set("tmpfs"), set("block"), set("nfs"), set("capacity"), values("populateFrom", &["image"])];
+const VOLUME: &[Limitation] = &[];
 
-const NETWORK: &[Limitation] = &[values("driver", &["ipvlan", "vxlan", "cni"])];
+const NETWORK: &[Limitation] = &[];
 
 const RESOURCE_LIMIT: &[Limitation] = &[];
 
 /// Fields of the Workload that a `fieldRef` can name.
-const FIELDS: Refused = Refused::AllBut(&[
+const FIELDS: &[&str] = &[
     "metadata.name",
     "metadata.namespace",
     "metadata.uid",
@@ -83,20 +61,12 @@ const FIELDS: Refused = Refused::AllBut(&[
     "status.hostIPs",
     "status.podIP",
     "status.podIPs",
-]);
-
-const WORKLOAD: &[Limitation] = &[
-    set("shareProcessNamespace"),
-    set("volumes[].image"),
-    set("volumes[].downwardAPI.items[].resourceFieldRef"),
-    set("volumes[].projected.sources[].downwardAPI.items[].resourceFieldRef"),
 ];
+
+const WORKLOAD: &[Limitation] = &[];
 
 /// Of every entry of `initContainers` and `containers`.
-const CONTAINER: &[Limitation] = &[
-    Limitation { path: "stdin", refused: Refused::Without("tty") },
-    Limitation { path: "env[].valueFrom.fieldRef.fieldPath", refused: FIELDS },
-];
+const CONTAINER: &[Limitation] = &[Limitation { path: "env[].valueFrom.fieldRef.fieldPath", allowed: FIELDS }];
 
 /// A spec whose unsupported fields are known.
 pub trait Declared: Serialize {
@@ -135,18 +105,18 @@ pub fn unsupported<S: Declared>(spec: &S) -> Vec<FieldError> {
     for (base, limitations) in S::LIMITATIONS {
         for limitation in *limitations {
             let path = [*base, limitation.path].into_iter().flat_map(|part| part.split('.')).filter(|s| !s.is_empty());
-            visit(&spec, &Value::Null, &path.collect::<Vec<_>>(), "spec", &mut |path, value, beside| {
-                errors.extend(limitation.refused.judge(path, value, beside));
+            visit(&spec, &path.collect::<Vec<_>>(), "spec", &mut |path, value| {
+                errors.extend(limitation.judge(path, value));
             });
         }
     }
     errors
 }
 
-/// Calls `found` for every value that the path leads to, with the path that was taken and the object that holds it.
-fn visit(value: &Value, holder: &Value, path: &[&str], taken: &str, found: &mut impl FnMut(&str, &Value, &Value)) {
+/// Calls `found` for every value that the path leads to, with the path that was taken.
+fn visit(value: &Value, path: &[&str], taken: &str, found: &mut impl FnMut(&str, &Value)) {
     let Some((step, rest)) = path.split_first() else {
-        found(taken, value, holder);
+        found(taken, value);
         return;
     };
     let (field, each) = step.strip_suffix("[]").map_or((*step, false), |field| (field, true));
@@ -154,47 +124,22 @@ fn visit(value: &Value, holder: &Value, path: &[&str], taken: &str, found: &mut 
     let taken = format!("{taken}.{field}");
     if each {
         for (index, entry) in child.as_array().into_iter().flatten().enumerate() {
-            visit(entry, value, rest, &format!("{taken}[{index}]"), found);
+            visit(entry, rest, &format!("{taken}[{index}]"), found);
         }
     } else {
-        visit(child, value, rest, &taken, found);
+        visit(child, rest, &taken, found);
     }
 }
 
-impl Refused {
-    fn judge(self, path: &str, value: &Value, holder: &Value) -> Option<FieldError> {
-        let error = |message: String| Some(FieldError { path: path.to_owned(), message });
-        match self {
-            Refused::Set if asks(value) => error("is not supported by this version of nodelet".to_owned()),
-            Refused::Values(values) => {
-                let value = value.as_str().filter(|value| values.contains(value))?;
-                error(format!("{value:?} is not supported by this version of nodelet"))
-            }
-            Refused::AllBut(allowed) => {
-                let value = value.as_str()?;
-                let is_allowed = allowed.iter().any(|allowed| match allowed.strip_suffix('*') {
-                    Some(start) => value.starts_with(start),
-                    None => *allowed == value,
-                });
-                if is_allowed { None } else { error(format!("{value:?} is not supported by this version of nodelet")) }
-            }
-            Refused::Without(other) if asks(value) && !holder.get(other).is_some_and(asks) => {
-                error(format!("without {other} is not supported by this version of nodelet"))
-            }
-            Refused::Set | Refused::Without(_) => None,
-        }
-    }
-}
-
-/// Whether a value asks for something. An empty object does (`tmpfs: {}`), false and nought do not.
-fn asks(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(value) => *value,
-        Value::Number(value) => value.as_f64() != Some(0.0),
-        Value::String(value) => !value.is_empty(),
-        Value::Array(value) => !value.is_empty(),
-        Value::Object(_) => true,
+impl Limitation {
+    fn judge(&self, path: &str, value: &Value) -> Option<FieldError> {
+        let value = value.as_str()?;
+        let is_allowed = self.allowed.iter().any(|allowed| match allowed.strip_suffix('*') {
+            Some(start) => value.starts_with(start),
+            None => *allowed == value,
+        });
+        let message = format!("{value:?} is not supported by this version of nodelet");
+        (!is_allowed).then(|| FieldError { path: path.to_owned(), message })
     }
 }
 

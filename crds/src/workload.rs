@@ -4,6 +4,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::quantity::Quantity;
+
 pub mod container;
 pub mod probe;
 pub mod security;
@@ -11,8 +13,8 @@ pub mod status;
 pub mod volume_source;
 
 pub use container::{
-    Container, ContainerPort, ContainerRestartPolicy, EnvFromSource, EnvVar, EnvVarSource, KeySelector, LogDriver,
-    Logging, MountPropagation, ObjectFieldSelector, OptionalReference, Protocol, ResourceAmounts,
+    Container, ContainerPort, ContainerRestartPolicy, Device, EnvFromSource, EnvVar, EnvVarSource, KeySelector,
+    LogDriver, Logging, MountPropagation, ObjectFieldSelector, OptionalReference, Protocol, ResourceAmounts,
     ResourceFieldSelector, Resources, Ulimit, UlimitName, VolumeMount,
 };
 pub use probe::{
@@ -123,6 +125,11 @@ pub struct WorkloadSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub hostname: Option<String>,
+    /// Who has a higher one goes later when the node is short of memory or disk, and takes the place of lower ones when it
+    /// does not fit beside them. From 2000000000 on it is never evicted. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = -2147483648_i64, max = 2147483647))]
+    pub priority: Option<i32>,
     /// When containers that ended are started again: `Always`, `OnFailure` (exit code other than 0), `Never`,
     /// `UnlessStopped` (`Always`, but what was stopped stays so after a reboot).
     #[serde(default)]
@@ -145,6 +152,10 @@ pub struct WorkloadSpec {
     /// failed. Default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backoff_limit: Option<u32>,
+    /// How soon containers that ended by themselves are started again. Default: the node's
+    /// `runtime.crashLoopBackOff`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crash_loop_back_off: Option<CrashLoopBackOff>,
     /// Seconds after which the object is deleted once its containers ended for good.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl_seconds_after_finished: Option<u32>,
@@ -179,6 +190,10 @@ pub struct WorkloadSpec {
     /// Let the containers use the node's IPC objects. Default: false.
     #[serde(rename = "hostIPC", skip_serializing_if = "Option::is_none")]
     pub host_ipc: Option<bool>,
+    /// Let users inside be those of the node. `false`: they are others, without any right there, and root inside is
+    /// root only inside; not with `hostPID`, `hostIPC`, or the network `host` or of another Workload. Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_users: Option<bool>,
     /// Name resolution inside, beyond what the networks give.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns_config: Option<DnsConfig>,
@@ -196,12 +211,14 @@ impl Default for WorkloadSpec {
             networks: Vec::new(),
             network_of: None,
             hostname: None,
+            priority: None,
             restart_policy: RestartPolicy::default(),
             stopped: false,
             depends_on: Vec::new(),
             update: None,
             active_deadline_seconds: None,
             backoff_limit: None,
+            crash_loop_back_off: None,
             ttl_seconds_after_finished: None,
             revision_history_limit: None,
             termination_grace_period_seconds: ten(),
@@ -212,6 +229,7 @@ impl Default for WorkloadSpec {
             share_process_namespace: None,
             host_pid: None,
             host_ipc: None,
+            host_users: None,
             dns_config: None,
             host_aliases: Vec::new(),
         }
@@ -234,6 +252,18 @@ impl WorkloadSpec {
     }
 }
 
+/// Limits of a network attachment, in bits per second (`10M` are ten million).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Bandwidth {
+    /// What the Workload may receive. Not for macvlan, ipvlan and cni.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Quantity>,
+    /// What the Workload may send. Not for cni.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Quantity>,
+}
+
 /// One network that a Workload is attached to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -250,6 +280,18 @@ pub struct NetworkAttachment {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = 45))]
     pub ip: Option<String>,
+    /// The hardware address to have. Default: one that follows from the address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$"))]
+    pub mac: Option<String>,
+    /// How much may pass. Changes take place at once, without a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
+    /// Drop what the Workload sends by addresses that are not its own. `false` for one that routes or bridges for others: a
+    /// VPN gateway, a router, an engine with containers inside. It could then pose as its neighbours. Changes take place at
+    /// once, without a restart. For bridge and vxlan; elsewhere there is no such check. Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anti_spoofing: Option<bool>,
 }
 
 /// When containers that ended are started again.
@@ -322,6 +364,25 @@ pub enum UpdateStrategy {
     Recreate,
     /// Start the new, then stop the old.
     StartFirst,
+}
+
+/// How soon containers that ended by themselves are started again: at once after the first failure, then after
+/// delays that double.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CrashLoopBackOff {
+    /// The delay after the second failure in a row. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub initial_seconds: Option<u32>,
+    /// The longest delay. Default: 300.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub max_seconds: Option<u32>,
+    /// A container that ran this long is healthy: its failures before are forgotten. Default: 60.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub reset_seconds: Option<u32>,
 }
 
 /// Name resolution inside.

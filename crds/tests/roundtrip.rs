@@ -78,6 +78,7 @@ fn container_port() -> impl Strategy<Value = ContainerPort> {
             host_port,
             host_ip,
             protocol,
+            ..Default::default()
         },
     )
 }
@@ -106,14 +107,15 @@ fn probe() -> impl Strategy<Value = Probe> {
 
 fn resources() -> impl Strategy<Value = Resources> {
     let amounts = || {
-        option::of((option::of(quantity()), option::of(quantity())))
-            .prop_map(|amounts| amounts.map(|(cpu, memory)| ResourceAmounts { cpu, memory }))
+        option::of((option::of(quantity()), option::of(quantity()))).prop_map(|amounts| {
+            amounts.map(|(cpu, memory)| ResourceAmounts { cpu, memory, ..ResourceAmounts::default() })
+        })
     };
     let name = select(vec![UlimitName::As, UlimitName::Nofile, UlimitName::Rttime]);
     let ulimits = prop::collection::vec((name, -1i64.., -1i64..), 0..3);
     (amounts(), amounts(), option::of(any::<u32>()), ulimits).prop_map(|(requests, limits, pids, ulimits)| {
         let ulimits = ulimits.into_iter().map(|(name, soft, hard)| Ulimit { name, soft, hard }).collect();
-        Resources { requests, limits, pids, ulimits }
+        Resources { requests, limits, pids, ulimits, ..Resources::default() }
     })
 }
 
@@ -138,7 +140,7 @@ prop_compose! {
         grace: u32, restart in select(vec![RestartPolicy::Always, RestartPolicy::UnlessStopped]),
         networks in prop::collection::vec((text(), option::of(text())), 0..3),
     ) -> nodelet_crds::WorkloadSpec {
-        let attachment = |(name, ip)| NetworkAttachment { name, ip, aliases: Vec::new() };
+        let attachment = |(name, ip)| NetworkAttachment { name, ip, ..Default::default() };
         nodelet_crds::WorkloadSpec {
             containers, volumes, stopped, host_pid, host_ipc,
             termination_grace_period_seconds: grace,

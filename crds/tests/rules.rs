@@ -65,9 +65,19 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("Volume", "{hostPath: {path: /a}, owner: {uid: 1}}", "owner has a meaning for"),
     ("Network", "{driver: macvlan}", "parent is needed for the drivers"),
     ("Network", "{driver: bridge, parent: eth0}", "parent is needed for the drivers"),
+    ("Network", "{driver: bridge, vlan: 5, subnets: [{cidr: 10.0.0.0/24}]}", "parent is needed for the drivers"),
+    (
+        "Network",
+        "{driver: macvlan, parent: eth0, vlan: 5, subnets: [{cidr: 10.0.0.0/24}]}",
+        "vlan has a meaning for the driver bridge",
+    ),
+    ("Network", "{driver: bridge, parent: eth0, vlan: 5}", "subnets are needed with vlan"),
     ("Network", "{driver: macvlan, parent: eth0, mode: l2}", "mode is bridge, private, vepa"),
     ("Network", "{driver: ipvlan, parent: eth0, mode: vepa}", "mode is bridge, private, vepa"),
     ("Network", "{mode: bridge}", "mode is bridge, private, vepa"),
+    ("Network", "{driver: vxlan, subnets: [{cidr: 10.0.0.0/24}]}", "vxlan is needed for the driver"),
+    ("Network", "{vxlan: {vni: 1}}", "vxlan is needed for the driver"),
+    ("Network", "{driver: vxlan, vxlan: {vni: 1}}", "subnets are needed for the driver vxlan"),
     ("Network", "{driver: cni}", "cni is needed for the driver"),
     ("Network", "{cni: {config: /a}}", "cni is needed for the driver"),
     ("Network", "{driver: none, subnets: [{cidr: 10.0.0.0/24}]}", "subnets have no meaning"),
@@ -77,6 +87,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("Network", "{subnets: [{cidr: 10.0.0.1/24}]}", "cidr must be a network"),
     ("Network", "{subnets: [{cidr: 10.0.0.0/24, gateway: 10.0.1.1}]}", "gateway must be an address within"),
     ("Network", "{subnets: [{cidr: 10.0.0.0/24, gateway: first}]}", "gateway must be an address within"),
+    ("Network", "{subnets: [{cidr: 10.0.0.0/24, exclude: [10.0.1.9]}]}", "exclude must be addresses within"),
     ("Network", "{subnets: [{cidr: 10.0.0.0/24, range: 10.0.0.9}]}", "range must be two addresses"),
     ("Network", "{subnets: [{cidr: 10.0.0.0/24, range: 10.0.0.9-10.0.1.9}]}", "range must be two addresses"),
     ("ResourceLimit", "{parent: it}", "a ResourceLimit cannot be its own parent"),
@@ -156,6 +167,8 @@ const REFUSED: &[(&str, &str, &str)] = &[
 const REFUSED_CONTAINERS: &[(&str, &str)] = &[
     ("ports: [{name: a, containerPort: 1}, {name: a, containerPort: 2}]", "port names must be unique"),
     ("ports: [{containerPort: 1, hostPort: 1, hostIP: here}]", "hostIP must be an IPv4"),
+    ("ports: [{containerPort: 1, hostPort: 9, hostPortEnd: 8}]", "hostPortEnd is the last of"),
+    ("ports: [{containerPort: 65535, hostPort: 8, hostPortEnd: 9}]", "hostPortEnd is the last of"),
     ("ports: [{containerPort: 1, hostIP: 127.0.0.1}]", "hostIP has a meaning with hostPort"),
     ("livenessProbe: {tcpSocket: {port: 1}, successThreshold: 2}", "livenessProbe.successThreshold must be 1"),
     ("startupProbe: {tcpSocket: {port: 1}, successThreshold: 2}", "startupProbe.successThreshold must be 1"),
@@ -190,8 +203,20 @@ const REFUSED_CHANGES: &[(&str, &str, &str, &str)] = &[
     ),
     ("Volume", "{local: {}, nodeName: a}", "{local: {}, nodeName: b}", "nodeName cannot be changed"),
     ("Volume", "{local: {}, nodeName: a}", "{local: {}}", "nodeName cannot be changed"),
-    ("Network", "{driver: bridge}", "{driver: vxlan}", "the driver cannot be changed"),
+    (
+        "Network",
+        "{driver: bridge}",
+        "{driver: vxlan, vxlan: {vni: 1}, subnets: [{cidr: 10.0.0.0/24}]}",
+        "the driver cannot be changed",
+    ),
     ("Network", "{}", "{driver: none}", "the driver cannot be changed"),
+    ("Network", "{}", "{parent: eth0, vlan: 5, subnets: [{cidr: 10.0.0.0/24}]}", "vlan cannot be changed"),
+    (
+        "Network",
+        "{parent: eth0, vlan: 5, subnets: [{cidr: 10.0.0.0/24}]}",
+        "{parent: eth0, vlan: 6, subnets: [{cidr: 10.0.0.0/24}]}",
+        "vlan cannot be changed",
+    ),
 ];
 
 fn container(fields: &str) -> String {

@@ -3,23 +3,32 @@
 //! # Contract
 //! - The root of the hierarchy is a parameter; only paths below our parent (`/nodelet`) are touched.
 //! - In version 1 a path stands for the same path in each controller's hierarchy.
+//! - The path of a slice or scope is systemd's, which makes and removes it: `names` has the rule. What is read is read from
+//!   the same files in both cases.
 //! - Facts: kernel documentation `admin-guide/cgroup-v2.rst` and `admin-guide/cgroup-v1/`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::CgroupPath;
+use crate::ids::{CgroupPath, SandboxId};
 
 #[cfg(test)]
 pub(crate) mod conformance;
-mod device;
+pub(crate) mod device;
+mod excess;
 pub mod fake;
 mod files;
 pub mod linux;
+mod names;
 mod remove;
+pub mod systemd;
 mod v1;
 mod v2;
+
+pub use excess::Excess;
+pub use names::Driver;
 
 /// What went wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -45,13 +54,25 @@ pub enum Error {
         /// "the memory controller", "cgroup version 2".
         needs: &'static str,
     },
+    /// systemd did not do what it was asked for.
+    #[error("cgroup {path}: {doing}")]
+    Unit {
+        /// Which cgroup.
+        path: String,
+        /// What it was asked for.
+        doing: String,
+        /// Its answer, or why there was none.
+        #[source]
+        source: Box<zbus::Error>,
+    },
 }
 
 /// Version of the hierarchy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub enum Version {
+    /// A hierarchy for each controller, below one directory.
     V1,
+    /// One hierarchy of all controllers.
     V2,
 }
 
@@ -60,9 +81,9 @@ pub enum Version {
 pub struct Limits {
     /// CPU time per wall time in thousandths of a CPU: 1500 is one and a half.
     pub cpu_millis: Option<u64>,
-    /// Share of CPU under contention, 1-10000, 100 is usual (`cpu.weight`; `cpu.shares` in v1 by the kubelet's
-    /// and runc's formula).
-    pub cpu_weight: Option<u64>,
+    /// Share of CPU under contention.
+    #[serde(default)]
+    pub cpu_share: Option<CpuShare>,
     /// CPUs it may use, in list format: `0-1,3`.
     pub cpuset: Option<String>,
     /// Memory in bytes above which it is killed.
@@ -75,19 +96,52 @@ pub struct Limits {
     pub swap_max: Option<u64>,
     /// Number of processes and threads.
     pub pids_max: Option<u64>,
+    /// Huge pages in bytes, by the kernel's name of their size: `2MB`, `1GB`.
+    #[serde(default)]
+    pub hugepages: BTreeMap<String, u64>,
     /// Limits per block device.
     pub io: Vec<IoLimit>,
 }
 
+/// A share of CPU under contention, in the unit of either version. They are converted into each other as runc does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CpuShare {
+    /// 1 to 10000, 100 is usual: `cpu.weight` of version 2.
+    Weight(u64),
+    /// 2 to 262144, 1024 is usual: `cpu.shares` of version 1. The kubelet gives as many to a CPU that is requested.
+    Shares(u64),
+}
+
+impl CpuShare {
+    /// In the unit of version 2.
+    pub fn weight(self) -> u64 {
+        match self {
+            CpuShare::Weight(weight) => weight.clamp(1, 10_000),
+            CpuShare::Shares(shares) => 1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142,
+        }
+    }
+
+    /// In the unit of version 1.
+    pub fn shares(self) -> u64 {
+        match self {
+            CpuShare::Weight(weight) => 2 + (weight.clamp(1, 10_000) - 1) * 262_142 / 9_999,
+            CpuShare::Shares(shares) => shares.clamp(2, 262_144),
+        }
+    }
+}
+
 /// Limits for one block device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub struct IoLimit {
     /// Device path such as `/dev/vda`.
     pub device: String,
+    /// Bytes that may be read in a second.
     pub read_bytes_per_second: Option<u64>,
+    /// Bytes that may be written in a second.
     pub write_bytes_per_second: Option<u64>,
+    /// Reads in a second, however large.
     pub read_iops: Option<u64>,
+    /// Writes in a second, however large.
     pub write_iops: Option<u64>,
 }
 
@@ -117,7 +171,14 @@ pub trait Cgroups: Send + Sync {
     fn parent(&self) -> &CgroupPath;
 
     /// Makes the cgroup (and its parents) and sets its limits; a limit that became `None` is lifted.
-    fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error>;
+    ///
+    /// A memory limit below what is used kills nobody: the kernel reclaims, and while that is not enough, the limit that
+    /// was in force stays so and the [`Excess`] is answered. All other limits are set then. Calling again goes on.
+    fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<Option<Excess>, Error>;
+
+    /// Brings the memory limit of a cgroup that exists down to `max`, in the same way, and leaves all else as it is but
+    /// `memory.high`, which in version 2 becomes `high`. Nothing is done where the limit is not below what is in force.
+    fn lower_memory(&self, path: &CgroupPath, max: u64, high: Option<u64>) -> Result<Option<Excess>, Error>;
 
     /// Removes it and all below it; processes in it are killed first (`cgroup.kill`, or one by one in v1). Absence
     /// is success.
@@ -125,6 +186,13 @@ pub trait Cgroups: Send + Sync {
 
     /// All cgroups below our parent, deepest last; in v1 the union over controllers.
     fn list(&self) -> Result<Vec<CgroupPath>, Error>;
+
+    /// Those of a sandbox, below whichever ResourceLimits.
+    fn of_sandbox(&self, id: &SandboxId) -> Result<Vec<CgroupPath>, Error> {
+        let mut all = self.list()?;
+        all.retain(|path| path.as_sandbox().as_ref() == Some(id));
+        Ok(all)
+    }
 
     /// Its use; `None` when it does not exist.
     fn stat(&self, path: &CgroupPath) -> Result<Option<Stat>, Error>;

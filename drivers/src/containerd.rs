@@ -17,6 +17,7 @@ use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
+use containerd_client::services::v1::sandbox::store_client::StoreClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::version_client::VersionClient;
@@ -149,6 +150,8 @@ impl Containerd {
         events: EventsClient;
         /// containerd namespaces.
         namespaces: NamespacesClient;
+        /// Records of sandboxes; since 1.7.
+        sandboxes: StoreClient;
         /// containerd's version.
         version: VersionClient;
         /// Plugins and their capabilities.

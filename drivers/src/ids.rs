@@ -75,7 +75,7 @@ fn is_containerd_identifier(s: &str) -> bool {
 
 fn is_cgroup_path(s: &str) -> bool {
     s.len() > 1
-        && s.len() <= 1024
+        && s.len() <= 2048
         && s.starts_with('/')
         && s[1..].split('/').all(|part| !part.is_empty() && part != "." && part != ".." && part.len() <= 255)
         && !s.contains('\0')

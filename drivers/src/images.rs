@@ -318,13 +318,17 @@ pub struct Progress {
 
 /// Phase of a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[allow(missing_docs)]
 pub enum Phase {
+    /// The registry is asked what the reference stands for.
     #[default]
     Resolving,
+    /// Layers are on their way.
     Pulling,
+    /// All bytes are there; layers become snapshots.
     Unpacking,
+    /// Containers can be made of it.
     Ready,
+    /// The fetch has ended without the image.
     Failed,
 }
 

@@ -10,12 +10,16 @@ pub mod cgroups;
 pub mod containerd;
 pub mod failpoint;
 pub mod host;
+mod idmap;
 pub mod ids;
 pub mod images;
 pub mod logs;
 pub mod memory;
 mod mounts;
 pub mod network;
+pub mod oom;
+pub mod pressure;
+pub mod room;
 pub mod runtime;
 pub mod sandbox;
 #[cfg(any(test, feature = "testing"))]

@@ -4,11 +4,11 @@
 //! - Only links with our prefix (`nl` + hash) and the nftables tables `nodelet` are touched.
 //! - Address assignments are recorded in `<runDir>/network/` before an address is used and freed after its link is
 //!   gone; after a crash [`Networks::list_attachments`] shows what is left.
-//! - All calls use netlink; no program is run.
+//! - All calls use netlink; no program is run, but for networks whose driver is that: CNI.
 //!
 //! # Shape
 //! `book` holds the promises and decides, purely; `records` keeps them on disk; `node` owns the state and is extended
-//! by `bridge`, `veth` and `ports`, one verb of the contract each; `link` and `nft` speak to the kernel over
+//! by `bridge`, `vxlan`, `vlan`, `parent`, `veth`, `cni` and `ports`, one kind of thing each; `link` and `nft` speak to the kernel over
 //! `netlink`; `events` listens to it; `dns` answers names from what the book holds; `linux` is the handle that the rest of the program holds.
 
 use std::net::IpAddr;
@@ -21,8 +21,11 @@ use tokio::sync::mpsc;
 
 use crate::ids::{IfName, NetworkKey, SandboxId};
 
+mod bandwidth;
 mod book;
 mod bridge;
+pub(crate) mod checks;
+mod cni;
 mod conntrack;
 mod dns;
 mod events;
@@ -30,6 +33,7 @@ pub mod fake;
 mod ipam;
 mod link;
 mod linux;
+mod mtu;
 mod netlink;
 mod netns;
 mod nft;
@@ -39,12 +43,15 @@ mod ports;
 mod records;
 mod sysctl;
 mod veth;
+mod vlan;
+mod vxlan;
 
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
 mod tests;
 
+pub use self::cni::{CniConfig, PLUGIN_DIRS, PluginError};
 pub use self::dns::{DnsSpec, Names, Service};
 pub use self::linux::LinuxNetworks;
 pub use self::sysctl::ChangedSysctl;
@@ -119,6 +126,19 @@ pub enum Error {
         /// "sandbox x" or "a listener on the node".
         owner: String,
     },
+    /// A CNI plugin did not do what it was asked to.
+    #[error("network {network}: plugin {plugin} failed to {command}")]
+    Plugin {
+        /// The network.
+        network: NetworkKey,
+        /// The plugin's program.
+        plugin: String,
+        /// `ADD`, `CHECK`, `DEL`, `GC` or `VERSION`.
+        command: &'static str,
+        /// Why.
+        #[source]
+        source: PluginError,
+    },
     /// The network is not there.
     #[error("network {0} does not exist")]
     NotFound(NetworkKey),
@@ -139,17 +159,30 @@ pub struct NetworkSpec {
     pub key: NetworkKey,
     /// How it is made.
     pub driver: Driver,
-    /// Its subnets, at most one of each family. Never empty: the caller has chosen one.
+    /// Its subnets, at most one of each family. Never empty, since the caller has chosen one, but with plugins, which have
+    /// their own.
     pub subnets: Vec<Subnet>,
     /// No way out of the node.
     pub internal: bool,
     /// No traffic to or from other networks of ours.
     pub isolated: bool,
-    /// MTU of its links; `None`: 1500.
+    /// MTU of its links; `None`: 1500, or what its parent or the way to its peers has room for.
     pub mtu: Option<u32>,
     /// Name resolution.
     #[serde(default)]
     pub dns: DnsSpec,
+    /// A VLAN that its bridge is joined to; for the driver `Bridge` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<Vlan>,
+}
+
+/// A VLAN behind a link of the node, by 802.1Q.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vlan {
+    /// The node's link.
+    pub parent: IfName,
+    /// Its number, from 1 to 4094.
+    pub id: u16,
 }
 
 /// How a network is made. (`host` and `none` need no driver.)
@@ -171,15 +204,37 @@ pub enum Driver {
         /// How packets find their way.
         mode: IpvlanMode,
     },
+    /// A bridge as `Bridge` makes it that reaches the bridges of other nodes through a VXLAN tunnel.
+    Vxlan(Tunnel),
+    /// By plugins and a configuration of the node.
+    Cni(CniConfig),
+}
+
+/// A VXLAN tunnel to other nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// The VXLAN network number, the same on all nodes.
+    pub vni: u32,
+    /// The UDP port, the same on all nodes.
+    pub port: u16,
+    /// Addresses of the nodes, all of one family; this node's own are left out.
+    pub peers: Vec<IpAddr>,
 }
 
 impl Driver {
     /// The node's link that it builds on.
     pub fn parent(&self) -> Option<&IfName> {
         match self {
-            Driver::Bridge => None,
+            Driver::Bridge | Driver::Vxlan(_) | Driver::Cni(_) => None,
             Driver::Macvlan { parent, .. } | Driver::Ipvlan { parent, .. } => Some(parent),
         }
+    }
+}
+
+impl Driver {
+    /// Whether sandboxes are ports of a bridge of ours, on which the node has the gateway address.
+    pub fn has_bridge(&self) -> bool {
+        matches!(self, Driver::Bridge | Driver::Vxlan(_))
     }
 }
 
@@ -216,6 +271,9 @@ pub struct Subnet {
     pub gateway: Option<IpAddr>,
     /// First and last address to give; `None`: all but network, broadcast and gateway.
     pub range: Option<(IpAddr, IpAddr)>,
+    /// First and last address of parts that are not given unless asked for.
+    #[serde(default)]
+    pub exclude: Vec<(IpAddr, IpAddr)>,
 }
 
 /// A network that is there.
@@ -223,7 +281,7 @@ pub struct Subnet {
 pub struct Network {
     /// What it was made from.
     pub spec: NetworkSpec,
-    /// The bridge, or the parent.
+    /// The bridge, or the parent. With plugins nothing has this name.
     pub link: IfName,
     /// Bridge, addresses and rules are all in place. `false`: `ensure_network` repairs it.
     pub complete: bool,
@@ -244,6 +302,31 @@ pub struct AttachSpec {
     pub addresses: Vec<IpAddr>,
     /// Whether the default route goes through this network.
     pub default_route: bool,
+    /// What its link should be like.
+    #[serde(default)]
+    pub link: LinkWish,
+}
+
+/// What the link of an attachment should be like; by default as the network's driver makes it, without limits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkWish {
+    /// The hardware address inside.
+    pub mac: Option<[u8; 6]>,
+    /// What the sandbox may receive, in bits per second. Changes take place on the link as it is.
+    pub ingress: Option<u64>,
+    /// What the sandbox may send, in bits per second. Changes take place on the link as it is.
+    pub egress: Option<u64>,
+    /// The sandbox may send by addresses that are not its own, as one that routes or bridges does. Changes take place on
+    /// the link as it is; without a bridge of ours it has no meaning.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub speaks_for_others: bool,
+}
+
+impl LinkWish {
+    /// Whether anything is limited.
+    pub fn is_limited(&self) -> bool {
+        self.ingress.is_some() || self.egress.is_some()
+    }
 }
 
 /// A sandbox's place in a network.
@@ -266,10 +349,12 @@ pub struct Attachment {
 
 /// Transport protocol of a published port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[allow(missing_docs)]
 pub enum Protocol {
+    /// TCP.
     Tcp,
+    /// UDP.
     Udp,
+    /// SCTP; the kernel has it as a module that not every node loads.
     Sctp,
 }
 

@@ -7,6 +7,10 @@
 //! - Every call is idempotent: `create` of an existing equal id is `AlreadyExists`, `kill` and `remove` of something
 //!   absent succeed.
 //! - Containers of the same [`ContainerSpec::sandbox`] share one shim, and several sandboxes may ([`Options::shim_pool`]).
+//!   With containerd 1.7 and later such a shim is kept by a container of the driver's own, an anchor, which is in no list
+//!   and goes when it has no members. If the shim dies, the driver ends what containerd leaves running: until no
+//!   process of a member is left, its state is [`TaskState::Unknown`] and [`Runtime::remove`] fails; then it has exited
+//!   with 137.
 //! - Nothing of another containerd namespace is ever read or touched.
 //! - Losing the connection is not an error state of the driver: calls fail with [`Error::Unavailable`] until the
 //!   daemon is back, and the event stream then says [`RuntimeEvent::Resync`].
@@ -19,11 +23,16 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::cgroups::Limits;
+use crate::cgroups::{Excess, Limits};
 use crate::ids::{CgroupPath, ContainerId, SandboxId};
+use crate::sandbox::UserNamespace;
+use crate::volumes::SnapshotMount;
 
 mod accounts;
+mod anchors;
+mod apparmor;
 mod attach;
+mod cdi;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod containerd;
@@ -39,6 +48,9 @@ mod layers;
 mod limits;
 mod list;
 mod node;
+mod orphans;
+mod own;
+mod reaper;
 mod record;
 mod remove;
 mod session;
@@ -50,6 +62,8 @@ mod stdin;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod users;
+mod view;
 
 pub use containerd::{ContainerdRuntime, Options};
 pub use session::{Input, Output, Program, Session, Streams, TerminalSize};
@@ -134,10 +148,16 @@ pub struct ContainerSpec {
     pub env: Vec<(String, String)>,
     /// Allocate a terminal.
     pub tty: bool,
-    /// Keep stdin open for [`Runtime::attach`]; only together with `tty`.
+    /// Keep stdin open for [`Runtime::attach`]; without `tty` this needs a log.
     pub stdin: bool,
+    /// The first who attached to stdin ends it by leaving.
+    #[serde(default)]
+    pub stdin_once: bool,
     /// Which namespaces the container joins.
     pub namespaces: Namespaces,
+    /// Host name in a UTS namespace of its own, [`Namespace::Private`].
+    #[serde(default)]
+    pub hostname: Option<String>,
     /// Bind mounts and tmpfs mounts on top of the usual /proc, /dev, /sys.
     pub mounts: Vec<Mount>,
     /// The container's own cgroup; created by the OCI runtime.
@@ -146,6 +166,9 @@ pub struct ContainerSpec {
     pub limits: Limits,
     /// `name`, `soft`, `hard`: `("nofile", 1024, 4096)`.
     pub ulimits: Vec<(String, u64, u64)>,
+    /// Device files of the node that it gets.
+    #[serde(default)]
+    pub devices: Vec<DeviceWish>,
     /// Who it runs as and what it may do.
     pub security: Security,
     /// Sysctls, for namespaced kernel parameters.
@@ -157,6 +180,32 @@ pub struct ContainerSpec {
     pub log: LogTarget,
     /// Overrides the image's STOPSIGNAL; names such as `SIGTERM` or numbers.
     pub stop_signal: Option<String>,
+    /// Below it is a directory for each VOLUME of the image that `mounts` do not replace, made and filled with what the
+    /// image has there when the first container needs it. Whoever removes this directory gives them back; `None`: such
+    /// paths are part of the root filesystem.
+    #[serde(default)]
+    pub anonymous_volumes: Option<PathBuf>,
+}
+
+/// A device that a container gets. Where the node lacks it when the container is made, that fails with
+/// [`Error::Invalid`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum DeviceWish {
+    /// A device file of the node.
+    File {
+        /// Its path on the node.
+        path: String,
+        /// Its path in the container.
+        container_path: String,
+        /// Any of `r`, `w` and `m` (make its file), as the device controller has them.
+        permissions: String,
+    },
+    /// What a vendor's file of the Container Device Interface describes.
+    Named {
+        /// `vendor/class=device`.
+        name: String,
+    },
 }
 
 /// Namespaces of a container. `Path` joins a pinned one.
@@ -170,6 +219,9 @@ pub struct Namespaces {
     pub uts: Namespace,
     /// Processes.
     pub pid: Namespace,
+    /// Users, which the others then belong to; `None`: the node's.
+    #[serde(default)]
+    pub user: Option<UserNamespace>,
 }
 
 /// One namespace of a container.
@@ -181,6 +233,8 @@ pub enum Namespace {
     Host,
     /// The one pinned at this path.
     Path(PathBuf),
+    /// One of the sandbox, which all of its containers have that ask for it. For processes only.
+    Sandbox,
 }
 
 /// One mount in a container.
@@ -228,8 +282,8 @@ pub struct Security {
     pub drop_capabilities: Vec<String>,
     /// The seccomp profile.
     pub seccomp: Seccomp,
-    /// AppArmor profile; `None`: the runtime's default, i.e. none.
-    pub apparmor: Option<String>,
+    /// AppArmor profile; `None`: as [`AppArmor::RuntimeDefault`] where the node has AppArmor, else none.
+    pub apparmor: Option<AppArmor>,
     /// Leave /proc unmasked (`procMount: Unmasked`).
     pub unmasked_proc: bool,
 }
@@ -244,6 +298,17 @@ pub enum Seccomp {
     Unconfined,
     /// A profile file on the node, in the OCI or Docker format.
     Localhost(PathBuf),
+}
+
+/// An AppArmor profile that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AppArmor {
+    /// Our own one, which is loaded when it is first needed.
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+    /// The profile of this name, which is loaded in the kernel.
+    Localhost(String),
 }
 
 /// Where a container's output goes.
@@ -409,6 +474,13 @@ pub trait Runtime: Send + Sync {
         Ok(ImageWishes::default())
     }
 
+    /// The files of an image, to be mounted read-only: a snapshot that stays until [`Runtime::remove_views`]. Twice with
+    /// the same name is the same as once.
+    async fn view(&self, sandbox: &SandboxId, name: &str, image: &str) -> Result<Vec<SnapshotMount>, Error>;
+
+    /// Removes the view of that name, or all of the sandbox; absence is success. What is mounted goes first.
+    async fn remove_views(&self, sandbox: &SandboxId, name: Option<&str>) -> Result<(), Error>;
+
     /// Starts the created task. Starting a running one succeeds.
     async fn start(&self, id: &ContainerId) -> Result<Started, Error>;
 
@@ -422,8 +494,11 @@ pub trait Runtime: Send + Sync {
     /// Kills what is left of it, then removes task, snapshot and record, each step tolerating absence.
     async fn remove(&self, id: &ContainerId) -> Result<(), Error>;
 
-    /// Changes the limits of the running container, without a restart, and records them with it.
-    async fn update_limits(&self, id: &ContainerId, limits: &Limits) -> Result<(), Error>;
+    /// Changes the limits of the running container, without a restart, and records with it what is in force then.
+    ///
+    /// A memory limit below what it uses kills nobody: as with [`crate::cgroups::Cgroups::ensure`] the kernel reclaims,
+    /// and while that is not enough all but this limit is set and the [`Excess`] is answered. Calling again goes on.
+    async fn update_limits(&self, id: &ContainerId, limits: &Limits) -> Result<Option<Excess>, Error>;
 
     /// Runs a program in the container and waits for it.
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecResult, Error>;
@@ -442,6 +517,17 @@ pub trait Runtime: Send + Sync {
     fn events(&self) -> mpsc::Receiver<RuntimeEvent>;
 
     /// Frees what crashes left behind and no record names: shims without a task, snapshots and leases of ours
-    /// without an owner, programs in containers that nobody talks to any more. Says what it freed, one line each. Called once after start, when nothing is under way.
+    /// without an owner, programs in containers that nobody talks to any more. Says what it freed, one line each.
+    /// Called once after start, when nothing is under way.
     async fn sweep(&self) -> Result<Vec<String>, Error>;
+
+    /// The directory of this node that has what a container changed in its root: its writable layer. `None` where it cannot
+    /// be reached without a mount, and for a container that has none.
+    async fn writable_layer(&self, _id: &ContainerId) -> Result<Option<PathBuf>, Error> {
+        Ok(None)
+    }
+
+    /// Ends shims that serve no container now and did not at the last call, as a containerd leaves them that dies while
+    /// it makes a task. Says which, one line each. May be called at any time, also while containers are made.
+    async fn end_orphan_shims(&self) -> Vec<String>;
 }

@@ -1,5 +1,6 @@
-//! The sandbox of a workload: network, IPC and UTS namespaces pinned without a process, its shared memory, and the
-//! files every container of it sees (`/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`).
+//! The sandbox of a workload: its network namespace pinned without a process, the files every container of it sees
+//! (`/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`), and what several containers share besides: IPC and UTS
+//! namespaces and memory.
 //!
 //! # Contract
 //! - Everything of sandbox `<id>` lies below `<runDir>/sandboxes/<id>/`; `sandbox.json` is written there before
@@ -22,6 +23,9 @@ pub mod fake;
 pub mod linux;
 mod pins;
 mod propagation;
+mod users;
+
+pub use users::SIZE as USERS;
 
 /// What went wrong with a sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -63,12 +67,36 @@ pub struct SandboxSpec {
     pub net: NetNamespace,
     /// Share the node's IPC namespace instead of an own one.
     pub host_ipc: bool,
+    /// Have an own user namespace, which owns the others; then none of them may be the node's or another sandbox's.
+    #[serde(default)]
+    pub own_users: bool,
     /// Share the node's UTS namespace (with `net: Host`, as Kubernetes does).
     pub host_uts: bool,
+    /// Its containers share IPC and UTS namespaces and /dev/shm. One container alone is given its own by the OCI
+    /// runtime: each of these mounts of the node costs every later start of a container, which reads and copies all.
+    #[serde(default = "shared")]
+    pub shared: bool,
     /// Size of the /dev/shm that its containers share, in bytes (64 MiB is usual).
     pub shm_size: u64,
     /// `net.*` and `kernel.shm*` parameters set in its namespaces before any container starts.
     pub sysctls: std::collections::BTreeMap<String, String>,
+}
+
+/// Sandboxes recorded before there was a choice.
+fn shared() -> bool {
+    true
+}
+
+impl SandboxSpec {
+    /// Has an IPC namespace and shared memory pinned for its containers.
+    fn pins_ipc(&self) -> bool {
+        self.shared && !self.host_ipc
+    }
+
+    /// Has a UTS namespace pinned for its containers.
+    fn pins_uts(&self) -> bool {
+        self.shared && !self.host_uts
+    }
 }
 
 /// The network namespace of a sandbox.
@@ -91,12 +119,23 @@ pub struct Sandbox {
     pub complete: bool,
     /// Pinned network namespace; `None` with the node's.
     pub netns: Option<PathBuf>,
-    /// Pinned IPC namespace; `None` with the node's.
+    /// Pinned IPC namespace; `None` with the node's, and if it is not [shared](SandboxSpec::shared).
     pub ipcns: Option<PathBuf>,
-    /// Pinned UTS namespace; `None` with the node's.
+    /// Pinned UTS namespace; `None` with the node's, and if it is not shared.
     pub utsns: Option<PathBuf>,
-    /// The tmpfs for /dev/shm; `None` with the node's IPC.
+    /// The tmpfs for /dev/shm; `None` with the node's IPC, and if it is not shared.
     pub shm: Option<PathBuf>,
+    /// Its users; `None`: they are the node's.
+    pub users: Option<UserNamespace>,
+}
+
+/// A pinned user namespace, in which users and groups from 0 to below [`USERS`] are a block of the node's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// The pin.
+    pub path: PathBuf,
+    /// The node's user, and group, that is 0 inside.
+    pub first: u32,
 }
 
 /// The files a sandbox gives to its containers.

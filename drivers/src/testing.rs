@@ -26,6 +26,17 @@ pub use mount_namespace::in_mount_namespace;
 /// Names the containerd binary to test with; default is the one in `PATH`. Its shim is looked for beside it.
 pub const CONTAINERD_VARIABLE: &str = "NODELET_TEST_CONTAINERD";
 
+/// Says that this machine lacks what a test, or a part of one, is about, so that it is left out; fails where
+/// `NODELET_LEAVE_OUT=nothing` demands all of it, as in the virtual machines of `make vm`.
+pub fn leave_out(what: &str) {
+    let demanded = std::env::var_os("NODELET_LEAVE_OUT").is_some_and(|wish| wish == "nothing");
+    assert!(!demanded, "{what}: this machine does not have it");
+    #[allow(clippy::print_stderr)] // shown by the test runner
+    {
+        eprintln!("left out, this machine does not have it: {what}");
+    }
+}
+
 /// A containerd of its own for one test.
 #[derive(Debug)]
 pub struct PrivateContainerd {

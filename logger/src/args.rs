@@ -17,11 +17,13 @@ pub(crate) struct Args {
     pub(crate) max_files: u32,
     /// Write what there is of a line at once, for those who are attached.
     pub(crate) unfinished_lines: bool,
+    /// Directory of the container's input, if that is kept open here.
+    pub(crate) input: Option<PathBuf>,
 }
 
 impl Default for Args {
     fn default() -> Self {
-        Self { path: PathBuf::new(), max_size: 10 << 20, max_files: 5, unfinished_lines: false }
+        Self { path: PathBuf::new(), max_size: 10 << 20, max_files: 5, unfinished_lines: false, input: None }
     }
 }
 
@@ -51,6 +53,7 @@ impl Args {
                 // A wish that is too small is no reason to leave a container without its log.
                 ("max-size", Some(bytes)) => parsed.max_size = bytes.max(MIN_SIZE),
                 ("max-files", Some(files @ 1..=1000)) => parsed.max_files = files as u32,
+                ("input", _) => parsed.input = Some(value.into()),
                 ("unfinished-lines", _) if value == "now" => parsed.unfinished_lines = true,
                 ("max-size" | "max-files" | "unfinished-lines", _) => {
                     problem.get_or_insert(format!("{} is not a usable {key}", value.display()));
@@ -81,8 +84,15 @@ mod tests {
 
     #[test]
     fn pairs_come_in_any_order() {
-        let expected = Args { path: "/l/0.log".into(), max_size: 4096, max_files: 3, unfinished_lines: true };
-        let words = ["path", "/l/0.log", "unfinished-lines", "now", "max-size", "4096", "max-files", "3"];
+        let expected = Args {
+            path: "/l/0.log".into(),
+            max_size: 4096,
+            max_files: 3,
+            unfinished_lines: true,
+            input: Some("/i".into()),
+        };
+        let words =
+            ["path", "/l/0.log", "unfinished-lines", "now", "max-size", "4096", "input", "/i", "max-files", "3"];
         assert_eq!(parse(&words), Ok(expected));
         let expected = Args { path: "/l/0.log".into(), ..Args::default() };
         assert_eq!(parse(&["max-files", "5", "path", "/l/0.log"]), Ok(expected));

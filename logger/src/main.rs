@@ -9,12 +9,18 @@
 //! - Rotated and current file together never pass `max-size` times `max-files`.
 //!
 //! Started with: arguments as pairs in any order (`path`, `max-size`, `max-files`,
-//! `unfinished-lines`), the container's stdout at
+//! `unfinished-lines`, `input`), the container's stdout at
 //! descriptor 3 and stderr at 4 (which may be missing with a terminal), and descriptor 5 to close when ready. The
 //! caller waits for that, and the file is open by then.
+//!
+//! Being there for as long as the container is, and static, it has two small tasks besides: it keeps a container's
+//! [input] open, and under another name it is the first process of containers that [share](reaper) a process
+//! namespace.
 
 mod args;
 mod framing;
+mod input;
+mod reaper;
 mod sink;
 mod sys;
 mod timestamp;
@@ -26,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use args::Args;
 use framing::Framing;
+use input::Held;
 use sink::{Sink, Stream};
 
 /// How long SIGTERM leaves for reading what is still in the pipes. The shim kills after 12 s.
@@ -34,6 +41,11 @@ const DRAIN: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
+    match std::env::args_os().next().as_deref().and_then(called_as) {
+        Some(input::RUNTIME) => return input::run_runtime(),
+        Some(reaper::NAME) => return reaper::run(),
+        _ => {}
+    }
     // Before anything is opened, so that no file of ours can be taken for one of these.
     let [stdout, stderr, ready] = [3, 4, 5].map(sys::inherited);
     let args = match Args::parse(std::env::args_os().skip(1)) {
@@ -48,11 +60,17 @@ fn main() -> ExitCode {
     let Ok(terminate) = sys::ignore_and_catch_signals() else { return ExitCode::FAILURE };
     // The working directory is the container's bundle, which should stay removable.
     let _ = std::env::set_current_dir("/");
+    let input = args.input.as_deref().map(input::Held::open);
     let sink = Sink::open(args);
     drop(ready);
     let source = |(pipe, stream): (Option<File>, _)| Some(Source { pipe: pipe?, stream, framing: Framing::default() });
-    run([(stdout, Stream::Stdout), (stderr, Stream::Stderr)].map(source), &terminate, sink);
+    run([(stdout, Stream::Stdout), (stderr, Stream::Stderr)].map(source), &terminate, input, sink);
     ExitCode::SUCCESS
+}
+
+/// The last part of the path that we were started by.
+fn called_as(path: &std::ffi::OsStr) -> Option<&str> {
+    std::path::Path::new(path).file_name()?.to_str()
 }
 
 /// Leaves a message where the container's log would have been.
@@ -71,7 +89,7 @@ struct Source {
 }
 
 /// Copies until both streams have ended or the time to drain is over.
-fn run(mut sources: [Option<Source>; 2], terminate: &File, mut sink: Sink) {
+fn run(mut sources: [Option<Source>; 2], terminate: &File, mut input: Option<Held>, mut sink: Sink) {
     let mut deadline: Option<Instant> = None;
     while sources.iter().any(Option::is_some) {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -83,9 +101,12 @@ fn run(mut sources: [Option<Source>; 2], terminate: &File, mut sink: Sink) {
         // Once terminating, further signals change nothing, so they are no longer waited for.
         let signals = deadline.is_none().then_some(terminate);
         let [out, err] = sources.each_ref().map(|source| source.as_ref().map(|source| &source.pipe));
-        let ready = sys::poll([out, err, signals], timeout);
+        let ready = sys::poll([out, err, signals, input.as_ref().and_then(Held::end)], timeout);
         if ready[2] {
             deadline = Some(Instant::now() + DRAIN);
+        }
+        if ready[3] {
+            input = None;
         }
         sink.begin_batch();
         for (slot, ready) in sources.iter_mut().zip(ready) {

@@ -56,3 +56,34 @@ pub(crate) fn find_newline(bytes: &[u8]) -> Option<usize> {
         (!found.is_null()).then(|| found.offset_from_unsigned(bytes.as_ptr()))
     }
 }
+
+/// The file, whose calls wait from now on.
+pub(crate) fn blocking(file: File) -> io::Result<File> {
+    // SAFETY: both calls only read and set the flags of a descriptor that `file` owns.
+    let result = unsafe {
+        match libc::fcntl(file.as_raw_fd(), libc::F_GETFL) {
+            -1 => -1,
+            flags => libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK),
+        }
+    };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(file) }
+}
+
+/// Takes the exits of children as they come. Returns only if the kernel denies the wait.
+pub(crate) fn reap_children() {
+    // SAFETY: plain calls with values on this stack. The signal is blocked first, so that none is lost between the look
+    // and the wait, and no handler is installed.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        let mut signal = 0;
+        loop {
+            while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
+            if libc::sigwait(&set, &mut signal) != 0 {
+                return;
+            }
+        }
+    }
+}

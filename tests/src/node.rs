@@ -16,7 +16,9 @@ use crate::namespaces::{Daemon, Namespaces};
 use crate::wait::until;
 
 pub mod api;
+pub mod cgroup_files;
 pub mod inventory;
+mod kills;
 
 /// Where the agent keeps what survives a reboot, inside the node.
 pub const DATA: &str = "/run/data";
@@ -121,6 +123,15 @@ impl Node {
         .with_context(|| format!("log of the agent:\n{}", tail(&log)))?;
         self.agent = Some(agent);
         Ok(())
+    }
+
+    /// Restarts the agent so that it puts so many Workloads into a shim.
+    pub fn share_shims(&mut self, workloads: u32) -> Result<()> {
+        self.stop_agent()?;
+        let config = fs::read_to_string(self.config())?;
+        let pooled = format!("runtime: {{shimPool: {workloads}, ");
+        fs::write(self.config(), config.replace("runtime: {", &pooled))?;
+        self.start_agent()
     }
 
     /// Starts the agent and does not wait for anything.
@@ -246,7 +257,11 @@ impl Node {
     /// What is needed to understand a failure: the table and the end of the agent's log.
     pub fn explain(&self) -> String {
         let table = self.nodelet(&["get", "workloads", "-A", "-o", "yaml"]).unwrap_or_else(|error| error.to_string());
-        format!("{table}\nlog of the agent, {}:\n{}", self.log("nodelet").display(), tail(&self.log("nodelet")))
+        // Where the ports lead, whom the node knows at those addresses, and which connections have no answer.
+        let network = "nft list table inet nodelet | grep -A 9 'map ports'; ip neighbour; ss -tanp state syn-sent";
+        let network = self.namespaces.run(["sh", "-c", network]).unwrap_or_else(|error| error.to_string());
+        let log = self.log("nodelet");
+        format!("{table}\n{network}\nlog of the agent, {}:\n{}", log.display(), tail(&log))
     }
 
     /// A program that goes on in the node while the test does something else.

@@ -43,7 +43,7 @@ fn a_full_disk_is_relieved_of_what_nobody_needs(node: &mut Node) -> Result<()> {
     node.stop_agent()?;
     let config = fs::read_to_string(node.config())?;
     let often = config.replace("auditSeconds: 86400", "auditSeconds: 10")
-        + "images: {gc: {highPercent: 90, lowPercent: 50, minAgeSeconds: 0}}\n";
+        + "images: {gc: {highPercent: 90, lowPercent: 50, minAgeSeconds: 0}}\neviction: {pressureTransitionSeconds: 1}\n";
     fs::write(node.config(), often)?;
     node.start_agent()?;
 

@@ -62,6 +62,35 @@ spec:
     )
 }
 
+/// A workload that mounts the image, and works as version 1 only.
+fn mounting(version: &str, image: &str) -> String {
+    format!(
+        "
+apiVersion: nodelet.dev/v1alpha1
+kind: Workload
+metadata: {{name: mounting}}
+spec:
+  update: {{rollbackOnFailure: true, healthySeconds: 0}}
+  crashLoopBackOff: {{initialSeconds: 1}}
+  terminationGracePeriodSeconds: 0
+  networks: [{{name: none}}]
+  volumes: [{{name: app, image: {{reference: '{image}', pullPolicy: Always}}}}]
+  containers:
+  - name: main
+    image: localhost:5000/shop/busybox:1
+    command: [sh, -c, 'ls /app/bin /app/usr/bin 2>/dev/null; [ {version} = v1 ] || exit 3; exec sleep 2147483647']
+    volumeMounts: [{{name: app, mountPath: /app}}]
+"
+    )
+}
+
+/// The digest of the image that the workload's container mounts.
+fn mounted(node: &Node, workload: &Value) -> Result<String> {
+    let id = api::container_id(workload).context("a container")?;
+    let info: Value = serde_json::from_str(&node.ctr(&["containers", "info", &id])?)?;
+    Ok(info["Labels"]["nodelet.dev/volume-image.app"].as_str().unwrap_or_default().to_owned())
+}
+
 fn image(spec: &Value) -> String {
     json!({"apiVersion": "nodelet.dev/v1alpha1", "kind": "Image", "metadata": {"name": "app"}, "spec": spec})
         .to_string()
@@ -95,6 +124,9 @@ fn a_pushed_tag_moves_the_workloads_that_ask_for_it(node: &mut Node) -> Result<(
     }
     until_image(node, "its digest", |image| image["status"]["digest"] == first.as_str())?;
     let stays = node.pid("stays")?;
+    node.apply(&mounting("v1", APP))?;
+    let mounting_v1 = node.until_workload("mounting", "its first revision", |it| it["status"]["revision"] == 1)?;
+    ensure!(mounted(node, &mounting_v1)? == first);
 
     let second = push(node, "shop/redis")?;
     ensure!(first != second, "another image has another digest");
@@ -103,6 +135,16 @@ fn a_pushed_tag_moves_the_workloads_that_ask_for_it(node: &mut Node) -> Result<(
     }
     until_image(node, "the new digest", |image| image["status"]["digest"] == second.as_str())?;
     ensure!(node.pid("stays")? == stays, "a workload that did not ask for it was replaced");
+
+    // Who goes back to a former revision mounts what that one mounted.
+    node.apply(&mounting("v2", APP))?;
+    let back = node.until_workload("mounting", "rolled back", |it| {
+        let rolled_back = api::condition(it, "Progressing").is_some_and(|it| it["reason"] == "RolledBack");
+        it["status"]["observedGeneration"] == 2 && rolled_back && api::ready(it)
+    })?;
+    ensure!(mounted(node, &back)? == first, "{back:#}");
+    let seen = node.nodelet(&["logs", "mounting"])?;
+    ensure!(seen.contains("busybox") && !seen.contains("redis-server"), "{seen}");
     // NodeState is written once a second at most.
     until(PATIENCE, "NodeState to follow", || {
         let part = node_state(node)?["status"]["images"][0].clone();

@@ -32,10 +32,27 @@ macro_rules! on_each_containerd {
     };
 }
 
+/// What `pulls_by_agent` tries on both, with the whole agent.
+mod containerd_2_alone {
+    use nodelet_tests::containerd::Release;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_pull_cut_at_ten_points_continues_from_the_byte() {
+        super::a_pull_cut_at_ten_points_continues_from_the_byte(Release::V2).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_killed_puller_is_continued_by_the_next() {
+        super::a_killed_puller_is_continued_by_the_next(Release::V2).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_killed_containerd_costs_what_was_under_way() {
+        super::a_killed_containerd_costs_what_was_under_way(Release::V2).await;
+    }
+}
+
 on_each_containerd! {
-    a_pull_cut_at_ten_points_continues_from_the_byte,
-    a_killed_puller_is_continued_by_the_next,
-    a_killed_containerd_costs_what_was_under_way,
     every_bad_answer_has_its_reason_and_leaves_nothing,
     an_expired_token_is_renewed_in_the_middle_of_a_layer,
     twenty_images_transfer_each_blob_once,
@@ -251,7 +268,13 @@ async fn a_slow_image_delays_no_other(release: Release) {
             tokio::spawn(async move { images.fetch(&wish, silent()).await })
         })
         .collect();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Places for transfers are taken, as far as slow ones take any.
+    let mut asked = 0;
+    while asked < Options::default().parallel_layers {
+        asked += world.proxy.take().blob_requests();
+        assert!(!slow.iter().all(tokio::task::JoinHandle::is_finished), "the slow ones have ended");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let quick = fetch(&world.proxy.name("quick:1"));
     let outcome = tokio::time::timeout(Duration::from_secs(15), images.fetch(&quick, silent())).await;
     outcome.expect("it does not wait for the slow ones").expect("it is pulled");

@@ -5,13 +5,14 @@
 #[path = "pulls_by_agent/support.rs"]
 mod support;
 
+use std::fs;
 use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use nodelet_tests::fault_proxy::Fault;
 use nodelet_tests::images::{Image, LayerBuilder};
-use nodelet_tests::node::{Node, PATIENCE};
+use nodelet_tests::node::{Node, PATIENCE, api};
 use nodelet_tests::wait::until;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -24,6 +25,7 @@ nodelet_tests::on_each_containerd!(
     a_pull_continues_from_the_byte_after_ten_kills_of_containerd,
     an_image_that_lies_has_its_condition_and_leaves_nothing,
     a_hostile_layer_has_its_condition_and_leaves_nothing,
+    twenty_images_share_their_layers_and_wait_for_no_slow_one,
 );
 nodelet_tests::on_containerd!(
     a_bad_answer_has_its_condition_and_leaves_nothing,
@@ -111,14 +113,18 @@ fn disturbed(node: &mut Node, slack: u64, mut disturb: impl FnMut(&mut Node, &Si
 }
 
 fn a_bad_answer_has_its_condition_and_leaves_nothing(node: &mut Node) -> Result<()> {
+    let config = fs::read_to_string(node.config())? + "images: {stallSeconds: 1}\n";
+    fs::write(node.config(), config)?;
+    node.stop_agent()?;
+    node.start_agent()?;
     let site = Site::on(node)?;
     let image = site.push("app", vec![random_layer("srv/a", 1 << 20, 1)?, random_layer("srv/b", 100, 2)?])?;
     // Longer than the driver waits by itself, so that the object says it.
     let busy = |code| Fault::Status { code, headers: "Retry-After: 3600\r\n".into(), body: String::new() };
     let (blobs, manifests) = ("/blobs/", "/manifests/");
-    // A stalled connection is given up after half a minute; what comes of it is tested with the driver alone.
     for (path, fault, words) in [
         (blobs, Fault::CutAfter(0), &["getting the blob"][..]),
+        (blobs, Fault::StallAfter(0), &["getting the blob", "timed out"]),
         (blobs, Fault::WrongByte(20), &["is damaged"]),
         (blobs, Fault::ClaimMore(1000), &["is damaged", "its manifest says"]),
         (blobs, Fault::Truncated(10), &["is damaged", "its manifest says"]),
@@ -226,4 +232,53 @@ fn a_hostile_layer_has_its_condition_and_leaves_nothing(node: &mut Node) -> Resu
         ensure!(!node.namespaces.path(place).exists(), "a layer reached out to {place}");
     }
     until_nothing_left(node)
+}
+
+fn twenty_images_share_their_layers_and_wait_for_no_slow_one(node: &mut Node) -> Result<()> {
+    let site = Site::on(node)?;
+    let shared = [random_layer("srv/base", 2 << 20, 7)?, random_layer("srv/more", 1 << 20, 8)?];
+    // More slow images than there are places for pulls and for layers.
+    let slow: Vec<Pushed> = (0..5u64)
+        .map(|i| site.push(&format!("slow{i}"), vec![random_layer("srv/slow", 1 << 20, 100 + i)?]))
+        .collect::<Result<_>>()?;
+    let quick: Vec<Pushed> = (0..20u64)
+        .map(|i| {
+            site.push(
+                &format!("quick{i}"),
+                vec![shared[0].clone(), shared[1].clone(), random_layer("srv/own", 1000, i)?],
+            )
+        })
+        .collect::<Result<_>>()?;
+    site.proxy.inject("/slow", usize::MAX, Fault::Slow(1 << 10));
+    let named = |kind: &'static str, images: &[Pushed]| -> Vec<(String, String)> {
+        images.iter().enumerate().map(|(i, image)| (format!("{kind}{i}"), image.reference.clone())).collect()
+    };
+    let (slow_names, quick_names) = (named("slow", &slow), named("quick", &quick));
+    let objects = slow_names.iter().chain(&quick_names).map(|(name, reference)| wish(name, reference).to_string());
+    node.apply(&objects.collect::<Vec<_>>().join("\n---\n"))?;
+    for (name, _) in &quick_names {
+        until_image(node, name, "ready", api::ready)?;
+    }
+    for (name, _) in &slow_names {
+        let image = node.object("images", name)?.context("the slow image")?;
+        ensure!(!api::ready(&image), "{name} was not slow: {image:#}");
+    }
+    let counts = site.proxy.take();
+    let mut blobs = std::collections::BTreeMap::new();
+    for image in &quick {
+        blobs.extend(image.layers.iter().cloned());
+    }
+    ensure!(blobs.len() == 22, "two shared layers and one of each: {blobs:?}");
+    for (digest, size) in &blobs {
+        ensure!(counts.blobs.get(digest) == Some(size), "{digest} was not transferred once, whole: {counts:#?}");
+    }
+    site.proxy.heal();
+    site.proxy.cut_at(1);
+    for (name, _) in &slow_names {
+        until_image(node, name, "ready", api::ready)?;
+    }
+    for (name, _) in slow_names.iter().chain(&quick_names) {
+        node.nodelet(&["delete", "image", name])?;
+    }
+    until_empty(node)
 }

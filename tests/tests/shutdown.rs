@@ -59,6 +59,36 @@ fn workload(name: &str, more: &str, script: &str) -> String {
     )
 }
 
+/// Asked to stop by a request to itself, and with a sidecar.
+const HOOKED: &str = "---
+apiVersion: nodelet.dev/v1alpha1
+kind: Workload
+metadata: {name: hooked}
+spec:
+  terminationGracePeriodSeconds: 60
+  initContainers:
+  - name: beside
+    image: localhost:5000/shop/busybox:1
+    restartPolicy: Always
+    command: [sh, -c, \"trap 'echo beside >>/order/stopped; exit 0' TERM; while :; do sleep 1 & wait; done\"]
+    volumeMounts: [{name: order, mountPath: /order}]
+  containers:
+  - name: main
+    image: localhost:5000/shop/busybox:1
+    command: [sh, -c]
+    args:
+    - |
+      mkdir -p /tmp/w/cgi-bin
+      printf '#!/bin/sh\\necho hook >>/order/stopped\\necho; echo\\n' >/tmp/w/cgi-bin/stop
+      chmod +x /tmp/w/cgi-bin/stop
+      httpd -p 8000 -h /tmp/w
+      trap 'echo main >>/order/stopped; exit 0' TERM; while :; do sleep 1 & wait; done
+    readinessProbe: {tcpSocket: {port: 8000}, periodSeconds: 1}
+    lifecycle: {preStop: {httpGet: {path: /cgi-bin/stop, port: 8000}}}
+    volumeMounts: [{name: order, mountPath: /order}]
+  volumes: [{name: order, hostPath: {path: /run/order, type: DirectoryOrCreate}}]
+";
+
 fn workloads_stop_in_order_before_the_system_does(node: &mut Node) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let inside = |path: &str| node.namespaces.path(path);
@@ -85,9 +115,10 @@ fn workloads_stop_in_order_before_the_system_does(node: &mut Node) -> Result<()>
     node.apply(
         &(workload("web", "dependsOn: [{name: db, condition: Ready}]", &stops("web"))
             + &workload("job", "restartPolicy: OnFailure", &stops("job"))
-            + &workload("deaf", "hostname: deaf", "trap '' TERM; while :; do sleep 1; done")),
+            + &workload("deaf", "hostname: deaf", "trap '' TERM; while :; do sleep 1; done")
+            + HOOKED),
     )?;
-    for name in ["web", "job", "deaf"] {
+    for name in ["web", "job", "deaf", "hooked"] {
         node.until_ready(name)?;
     }
     let lock = until(PATIENCE, "the lock", || Ok(locks.lock().ok().and_then(|mut locks| locks.pop())))?;
@@ -106,10 +137,11 @@ fn workloads_stop_in_order_before_the_system_does(node: &mut Node) -> Result<()>
         |name: &str| order.lines().position(|line| line == name).with_context(|| format!("{name} in {order:?}"));
     ensure!(place("web")? < place("db")?, "{order:?}");
     place("job")?;
+    ensure!(place("hook")? < place("main")? && place("main")? < place("beside")?, "{order:?}");
     node.stop_agent()?;
 
     node.start_agent()?;
-    for name in ["db", "web", "job", "deaf"] {
+    for name in ["db", "web", "job", "deaf", "hooked"] {
         let workload = node.until_ready(name)?;
         ensure!(api::restarts(&workload) == 0, "{workload:#}");
     }

@@ -10,6 +10,7 @@ nodelet_tests::on_each_containerd!(
     a_killed_agent_disturbs_nothing,
     a_killed_containerd_disturbs_nothing,
     a_container_that_ends_while_the_agent_is_away_is_restarted,
+    what_a_shared_shim_ran_comes_back_once,
 );
 
 const COUNTER: &str = "
@@ -64,6 +65,64 @@ fn a_container_that_ends_while_the_agent_is_away_is_restarted(node: &mut Node) -
     node.start_agent()?;
     node.until_workload("counter", "restarted", |workload| api::restarts(workload) == 1 && api::ready(workload))?;
     Ok(())
+}
+
+/// On containerd 2.x the shim is an anchor's, whose end containerd does not follow up.
+fn what_a_shared_shim_ran_comes_back_once(node: &mut Node) -> Result<()> {
+    node.share_shims(2)?;
+    let names = ["s0", "s1", "s2", "s3"];
+    let workload = |name: &&str| {
+        format!(
+            "---\napiVersion: nodelet.dev/v1alpha1\nkind: Workload\nmetadata: {{name: {name}}}\nspec:\n  \
+             terminationGracePeriodSeconds: 0\n  containers:\n  - {{name: main, image: 'localhost:5000/shop/busybox:1', \
+             command: [sleep, '77810{}']}}\n",
+            &name[1..]
+        )
+    };
+    node.apply(&names.iter().map(workload).collect::<String>())?;
+    for name in names {
+        node.until_ready(name)?;
+    }
+    for with_the_daemons in [false, true] {
+        let pids = names.iter().map(|name| node.pid(name)).collect::<Result<Vec<_>>>()?;
+        let shims = pids.iter().map(|pid| parent(node, *pid)).collect::<Result<Vec<_>>>()?;
+        let shared: Vec<bool> = shims.iter().map(|shim| *shim == shims[0]).collect();
+        if with_the_daemons {
+            node.kill_agent()?;
+            node.kill_containerd()?;
+        }
+        node.namespaces.signal(shims[0], "KILL")?;
+        if with_the_daemons {
+            node.start_containerd()?;
+            node.start_agent()?;
+        }
+        for ((name, pid), shared) in names.iter().zip(&pids).zip(&shared) {
+            until(PATIENCE, &format!("{name} to run as it should, once"), || {
+                let ready = node.object("workloads", name)?.is_some_and(|workload| api::ready(&workload));
+                let script = format!("pgrep -fc '^sleep 77810{}$' || true", &name[1..]);
+                let running = node.namespaces.run(["sh", "-c", &script])?;
+                ensure!(matches!(running.trim(), "0" | "1"), "{name} runs {running} times");
+                let now = node.pid(name).ok();
+                ensure!(*shared || now == Some(*pid), "{name}, in another shim, was replaced");
+                Ok((ready && running.trim() == "1" && now.is_some_and(|now| (now != *pid) == *shared)).then_some(()))
+            })
+            .with_context(|| node.explain())?;
+        }
+    }
+    node.nodelet(&["delete", "workload/s0", "workload/s1", "workload/s2", "workload/s3"])?;
+    let kinds = ["container: ", "task: ", "snapshot: ", "process: ", "cgroup: "];
+    until(PATIENCE, "nothing to be left", || {
+        let all = node.inventory()?;
+        Ok((!all.iter().any(|line| kinds.iter().any(|kind| line.starts_with(kind)))).then_some(()))
+    })
+    .with_context(|| format!("{:#?}\n{}", node.inventory(), node.explain()))
+}
+
+/// The parent of a process.
+fn parent(node: &Node, pid: u32) -> Result<u32> {
+    let stat = fs::read_to_string(node.namespaces.path(format!("/proc/{pid}/stat")))?;
+    let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+    Ok(parent.context("a process without a parent")?.parse()?)
 }
 
 /// The highest number in the counter's log, which must hold all the numbers before it as well, in order.

@@ -179,7 +179,8 @@ fn an_update_survives_kills_of_the_agent(node: &mut Node) -> Result<()> {
         node.kill_agent()?;
         node.start_agent()?;
         until_revision(node, number)?;
-        ensure!(node.fetch(PAGE)?.trim() == version, "{delay} ms");
+        let page = node.fetch(PAGE).with_context(|| node.explain())?;
+        ensure!(page.trim() == version, "{delay} ms");
         until_one_container(node)?;
     }
     // And in the middle of one that has to go back.

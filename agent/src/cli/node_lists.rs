@@ -1,4 +1,4 @@
-//! `nodelet volumes` and `networks`: what is on the nodes, with sizes and users.
+//! `nodelet networks`, and what lists of things on the nodes have in common.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use super::{Outcome, table};
 pub(crate) struct NodeListArgs {
     /// In all namespaces
     #[arg(short = 'A', long)]
-    all_namespaces: bool,
+    pub(super) all_namespaces: bool,
 }
 
 impl NodeListArgs {
@@ -47,39 +47,6 @@ pub(crate) async fn networks(args: &NodeListArgs, session: &Session) -> anyhow::
         row,
     )
     .await
-}
-
-pub(crate) async fn volumes(args: &NodeListArgs, session: &Session) -> anyhow::Result<Outcome> {
-    let kind = session.kinds.named("volumes.nodelet.dev")?;
-    let namespace = if args.all_namespaces { None } else { Some(session.namespace.as_str()) };
-    let list = session.client.list(kind, namespace, &[]).await?;
-    if session.output.structured(&list)? {
-        return Ok(Outcome::Done);
-    }
-    let bytes = |value: &Value| value.as_u64().map_or_else(String::new, size);
-    let rows: Vec<Vec<String>> = list["items"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|volume| {
-            let (metadata, status) = (&volume["metadata"], &volume["status"]);
-            let users = match &status["usedBy"] {
-                Value::Null => String::new(),
-                users => table::cell(users),
-            };
-            vec![
-                text(&status["nodeName"]),
-                text(&metadata["namespace"]),
-                text(&metadata["name"]),
-                text(&status["phase"]),
-                bytes(&status["capacityBytes"]),
-                bytes(&status["usedBytes"]),
-                users,
-                text(&status["path"]),
-            ]
-        })
-        .collect();
-    show(session, &["NODE", "NAMESPACE", "NAME", "PHASE", "CAPACITY", "USED", "USED BY", "PATH"], &rows)
 }
 
 /// One part of every NodeState, as a table.

@@ -14,13 +14,15 @@ pub(super) fn check(configuration: &NodeletConfiguration) -> Vec<Finding> {
         api_version,
         kind,
         node_name,
-        node_labels: _,
+        node_labels,
         data_dir,
         run_dir,
         api,
         runtime,
         sources,
         images,
+        system_reserved,
+        eviction,
         observability,
     } = configuration;
     let mut found = Findings::default();
@@ -42,6 +44,17 @@ pub(super) fn check(configuration: &NodeletConfiguration) -> Vec<Finding> {
         let expected =
             "at most 63 lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit";
         found.push("nodeName", format!("{node_name:?} is not a name"), expected, "correct the value");
+    }
+    for (label, value) in node_labels {
+        let key = format!("nodeLabels.{label}");
+        if let Some(wrong) = nodelet_apiserver::wrong_label_key(label) {
+            let problem = format!("{label:?} is no key of a label: {wrong}");
+            found.push(key, problem, "a name such as zone, or example.com/zone", "correct the key");
+        } else if !nodelet_apiserver::is_label_value(value) {
+            let expected =
+                "nothing, or at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends";
+            found.push(key, format!("{value:?} is no value of a label"), expected, "correct the value");
+        }
     }
     found.absolute("dataDir", data_dir);
     found.absolute("runDir", run_dir);
@@ -96,7 +109,8 @@ pub(super) fn check(configuration: &NodeletConfiguration) -> Vec<Finding> {
             "10 takes most of the memory that can be saved",
         );
     }
-    if let Err(error) = CgroupPath::new(&runtime.cgroup_parent) {
+    let parent = CgroupPath::new(&runtime.cgroup_parent).and_then(|parent| runtime.cgroup_driver.parent(&parent));
+    if let Err(error) = parent {
         found.push(
             "runtime.cgroupParent",
             format!("{:?} is not a cgroup", error.value),
@@ -104,14 +118,25 @@ pub(super) fn check(configuration: &NodeletConfiguration) -> Vec<Finding> {
             "correct the value",
         );
     }
-    if runtime.audit_seconds < 10 {
-        let problem = format!("{} seconds would poll", runtime.audit_seconds);
-        found.push(
-            "runtime.auditSeconds",
-            problem,
-            "10 or more",
-            "events are acted on at once whatever this says; use 300",
-        );
+    let audit = runtime.audit_seconds;
+    if !(10..=86_400).contains(&audit) {
+        let problem =
+            if audit < 10 { format!("{audit} seconds would poll") } else { format!("{audit} is out of range") };
+        let remedy = "events are acted on at once whatever this says; use 300";
+        found.push("runtime.auditSeconds", problem, "10 to 86400", remedy);
+    }
+
+    let back_off = &runtime.crash_loop_back_off;
+    for (key, seconds) in [("initialSeconds", back_off.initial_seconds), ("resetSeconds", back_off.reset_seconds)] {
+        if !(1..=86_400).contains(&seconds) {
+            let key = format!("runtime.crashLoopBackOff.{key}");
+            found.push(key, format!("{seconds} is out of range"), "1 to 86400", "correct the value");
+        }
+    }
+    if !(back_off.initial_seconds..=86_400).contains(&back_off.max_seconds) {
+        let problem = format!("{} is out of range", back_off.max_seconds);
+        let expected = "initialSeconds to 86400";
+        found.push("runtime.crashLoopBackOff.maxSeconds", problem, expected, "correct the value");
     }
 
     for (i, source) in sources.iter().enumerate() {
@@ -128,6 +153,28 @@ pub(super) fn check(configuration: &NodeletConfiguration) -> Vec<Finding> {
         if !(1..=64).contains(&value) {
             found.push(key, format!("{value} is out of range"), "1 to 64", "correct the value");
         }
+    }
+    let reserved = [
+        ("systemReserved.cpu", system_reserved.cpu.as_ref().map(|cpu| cpu.milli_cpu())),
+        ("systemReserved.memory", system_reserved.memory.as_ref().map(|memory| memory.bytes())),
+    ];
+    for (key, amount) in reserved {
+        if let Some(Err(error)) = amount {
+            found.push(
+                key,
+                error.to_string(),
+                "a quantity such as 500m of CPU or 512Mi of memory",
+                "correct the value",
+            );
+        }
+    }
+    if eviction.pressure_transition_seconds > 86_400 {
+        let problem = format!("{} is out of range", eviction.pressure_transition_seconds);
+        found.push("eviction.pressureTransitionSeconds", problem, "0 to 86400", "correct the value; the default is 60");
+    }
+    if !(1..=3600).contains(&images.stall_seconds) {
+        let problem = format!("{} is out of range", images.stall_seconds);
+        found.push("images.stallSeconds", problem, "1 to 3600", "correct the value; the default is 30");
     }
     if images.gc.high_percent > 100 {
         let problem = format!("{} is out of range", images.gc.high_percent);

@@ -129,8 +129,13 @@ pub(super) fn read(name: &str, text: &str, overrides: &[Override]) -> Result<Nod
     for o in overrides {
         overrides::set(&mut value, &o.key, o.value.clone());
     }
+    let mut misshapen = Vec::new();
+    shapes(&value, &json!(NodeletConfiguration::default()), "", &place, &mut misshapen);
+    if !misshapen.is_empty() {
+        return Err(misshapen);
+    }
     let configuration: NodeletConfiguration =
-        serde_path_to_error::deserialize(&value).map_err(|error| vec![type_fault(&error, &place)])?;
+        serde_path_to_error::deserialize(&value).map_err(|error| vec![type_fault(&error, &value, &place)])?;
     let findings = check::check(&configuration);
     if findings.is_empty() {
         return Ok(configuration);
@@ -177,15 +182,46 @@ fn at(name: &str, position: Option<Position>) -> String {
     }
 }
 
+/// Finds what is no mapping though its keys are known: the types would take a list for one, and say less of the rest.
+fn shapes(value: &Value, default: &Value, key: &str, place: &Places<'_>, faults: &mut Vec<Fault>) {
+    match (value, default) {
+        (Value::Object(given), Value::Object(known)) => {
+            for (name, value) in given {
+                let below = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                shapes(value, known.get(name).unwrap_or(&Value::Null), &below, place, faults);
+            }
+        }
+        (Value::Array(given), Value::Array(known)) => {
+            for (i, value) in given.iter().enumerate() {
+                shapes(value, known.first().unwrap_or(&Value::Null), &format!("{key}[{i}]"), place, faults);
+            }
+        }
+        (value, Value::Object(known)) if !known.is_empty() => {
+            let names: Vec<&str> = known.keys().map(String::as_str).collect();
+            faults.push(Fault {
+                place: place.of(key),
+                key: key.to_owned(),
+                problem: format!("the value is {}", kind_of(value)),
+                expected: format!("a mapping of {}", names.join(", ")),
+                remedy: if value.is_null() {
+                    "write its keys below it, or remove it"
+                } else {
+                    "write its keys below it"
+                }
+                .to_owned(),
+            });
+        }
+        _ => {}
+    }
+}
+
 /// Turns what the types say into a [`Fault`]: the sentence has the form "problem, expected this".
-fn type_fault(error: &serde_path_to_error::Error<serde_json::Error>, place: &Places<'_>) -> Fault {
+fn type_fault(error: &serde_path_to_error::Error<serde_json::Error>, document: &Value, place: &Places<'_>) -> Fault {
     let path = error.path().to_string();
     let mut key = if path == "." { String::new() } else { path };
     let message = error.inner().to_string();
-    let (problem, expected) = match message.split_once(", expected ") {
-        Some((problem, expected)) => (problem.to_owned(), expected.replace('`', "")),
-        None => (message.clone(), "another value".to_owned()),
-    };
+    let (problem, expected) = parts(&message);
+    let mut expected = expected.unwrap_or_else(|| "another value".to_owned());
     let mut remedy = "correct the value".to_owned();
     let mut problem = problem.replace('`', "");
     if let Some(field) = problem.strip_prefix("unknown field ") {
@@ -210,10 +246,23 @@ fn type_fault(error: &serde_path_to_error::Error<serde_json::Error>, place: &Pla
             key,
         };
     } else if let Some(given) = problem.strip_prefix("invalid type: ").map(str::to_owned) {
-        problem = format!("the value is {}", article(&given));
-        if given.starts_with("integer") || given.starts_with("boolean") || given.starts_with("floating") {
+        let quoted = given.strip_prefix("string \"").and_then(|text| text.strip_suffix('"'));
+        if given == "null" {
+            remedy = "write a value, or remove the key".to_owned();
+        } else if quoted.is_some_and(|text| text.parse::<f64>().is_ok() || matches!(text, "true" | "false")) {
+            remedy = "remove the quotes".to_owned();
+        } else if quoted.is_none() && expected == "a string" {
             remedy = "put it in quotes".to_owned();
         }
+        problem = match given.as_str() {
+            "null" => "the value is empty".to_owned(),
+            given => format!("the value is {}", article(given)),
+        };
+    } else if let Some(given) = problem.strip_prefix("invalid value: integer ") {
+        problem = format!("{given} is out of range");
+    }
+    if let Some(right) = probe(document, &key, &expected) {
+        expected = right;
     }
     let expected = expected
         .replace("struct ", "a mapping for ")
@@ -223,11 +272,38 @@ fn type_fault(error: &serde_path_to_error::Error<serde_json::Error>, place: &Pla
     Fault { place: place.of(&key), key, problem, expected, remedy }
 }
 
+/// A message of the types as what is wrong, and what was expected if it says that.
+fn parts(message: &str) -> (&str, Option<String>) {
+    match message.split_once(", expected ").or_else(|| message.split_once(": expected ")) {
+        Some((problem, expected)) => (problem, Some(expected.replace('`', ""))),
+        None => (message, None),
+    }
+}
+
+/// What `key` takes, where its type says less than [`check`]: found by a value of the right type that is hardly right.
+fn probe(document: &Value, key: &str, expected: &str) -> Option<String> {
+    let stand_in = match expected {
+        "u8" => json!(u8::MAX),
+        "u32" => json!(u32::MAX),
+        "u64" => json!(u64::MAX),
+        "string or map" => json!(""),
+        _ => return None,
+    };
+    let mut document = document.clone();
+    overrides::set(&mut document, key, stand_in);
+    match serde_path_to_error::deserialize::<_, NodeletConfiguration>(&document) {
+        Ok(configuration) => check::check(&configuration).into_iter().find(|f| f.key == key).map(|f| f.expected),
+        Err(error) if error.path().to_string() == key => parts(&error.inner().to_string()).1,
+        Err(_) => None,
+    }
+}
+
 fn article(given: &str) -> String {
     if given.starts_with(['a', 'e', 'i', 'o', 'u']) { format!("an {given}") } else { format!("a {given}") }
 }
 
-fn kind_of(value: &Value) -> &'static str {
+/// What a value is, with its article.
+pub(crate) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "empty",
         Value::Bool(_) => "a boolean",

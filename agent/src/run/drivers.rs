@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nodelet_controllers::Drivers;
 use nodelet_drivers::cgroups::linux::LinuxCgroups;
+use nodelet_drivers::cgroups::{Driver, systemd};
 use nodelet_drivers::containerd::Containerd;
 use nodelet_drivers::ids::{CgroupPath, InvalidId};
 use nodelet_drivers::images::ContainerdImages;
@@ -37,6 +39,12 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// systemd is to make cgroups, and cannot.
+    #[error(
+        "runtime.cgroupDriver is systemd, which does not run this node (there is no /run/systemd/system): set cgroupfs; in a \
+         container, mount the node's /run/systemd and /run/dbus"
+    )]
+    NoSystemd,
     /// The parent cgroup has no usable name.
     #[error("runtime.cgroupParent")]
     CgroupParent(#[source] InvalidId),
@@ -47,6 +55,14 @@ pub(super) fn assemble(configuration: &NodeletConfiguration, logger: PathBuf) ->
     let NodeletConfiguration { data_dir, run_dir, runtime, images, .. } = configuration;
     let containerd =
         Containerd::new(&runtime.address, &runtime.namespace, &runtime.snapshotter).map_err(Error::Containerd)?;
+    if runtime.cgroup_driver == Driver::Systemd && !systemd::is_running() {
+        return Err(Error::NoSystemd);
+    }
+    let configured = CgroupPath::new(&runtime.cgroup_parent).map_err(Error::CgroupParent)?;
+    let parent = runtime.cgroup_driver.parent(&configured).map_err(Error::CgroupParent)?;
+    if let Ok(old) = runtime.cgroup_driver.other().parent(&configured) {
+        tokio::task::spawn_blocking(move || remove_unused(old));
+    }
     let runtime_options = runtime::Options {
         logger,
         oci_runtime: Some(runtime.oci_runtime.clone()).filter(|name| !name.is_empty()),
@@ -54,6 +70,7 @@ pub(super) fn assemble(configuration: &NodeletConfiguration, logger: PathBuf) ->
         cgroup_root: CGROUPS.into(),
         run_dir: run_dir.clone(),
         shim_pool: usize::try_from(runtime.shim_pool).unwrap_or(usize::MAX),
+        cgroup_parent: parent.clone(),
         ..Default::default()
     };
     let images_options = images::Options {
@@ -62,9 +79,9 @@ pub(super) fn assemble(configuration: &NodeletConfiguration, logger: PathBuf) ->
         registries_dir: Some(images.registries_dir.clone()).filter(|directory| directory != Path::new("")),
         credentials_file: Some(images.credentials_file.clone()).filter(|file| file != Path::new("")),
         max_bytes_per_second: Some(images.max_bytes_per_second),
+        stall: Duration::from_secs(images.stall_seconds.into()),
         ..Default::default()
     };
-    let parent = CgroupPath::new(&runtime.cgroup_parent).map_err(Error::CgroupParent)?;
     let directory = |what| move |source| Error::Directory { what, source };
     Ok(Drivers {
         runtime: Arc::new(ContainerdRuntime::new(containerd.clone(), runtime_options)),
@@ -74,4 +91,13 @@ pub(super) fn assemble(configuration: &NodeletConfiguration, logger: PathBuf) ->
         volumes: Arc::new(LinuxVolumes::new(data_dir, run_dir).map_err(directory("volumes"))?),
         cgroups: Arc::new(LinuxCgroups::new(CGROUPS, parent)),
     })
+}
+
+/// What the other driver left, if there was a change.
+fn remove_unused(old: CgroupPath) {
+    let cgroups = LinuxCgroups::new(CGROUPS, old);
+    if let Err(error) = cgroups.remove_unused() {
+        let error = crate::manifest::chain(&error);
+        tracing::warn!("cgroups of the driver that was used before are left: {error}");
+    }
 }

@@ -101,14 +101,14 @@ pub(super) fn metadata_rules(resource: &Resource, object: &Value, old: Option<&V
 }
 
 /// What is wrong with the key of a label, if anything is.
-pub(crate) fn wrong_label_key(key: &str) -> Option<String> {
+pub fn wrong_label_key(key: &str) -> Option<String> {
     let mut errors = Vec::new();
     qualified(key, "", &mut errors);
     errors.into_iter().next().and_then(|error| error.message.split(": ").last().map(str::to_owned))
 }
 
 /// Whether a label may have this value.
-pub(crate) fn is_label_value(text: &str) -> bool {
+pub fn is_label_value(text: &str) -> bool {
     text.len() <= 63 && (text.is_empty() || QUALIFIED.is_match(text))
 }
 

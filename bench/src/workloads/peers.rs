@@ -290,7 +290,7 @@ pub(crate) struct Podman {
 }
 
 /// podman with its state on the node.
-const PODMAN: &str = "podman --root /run/podman/root --runroot /run/podman/run --cgroup-manager cgroupfs \
+const PODMAN: &str = "podman --root /run/podman/root --runroot /run/podman/run --runtime runc --cgroup-manager cgroupfs \
                       --events-backend file --storage-driver overlay";
 
 impl Podman {

@@ -199,14 +199,14 @@ impl<'a> Importer<'a> {
         let Some((message, passing)) = failure else {
             let note = format!("Imported {file}: {}", images.iter().cloned().collect::<Vec<_>>().join(", "));
             tracing::info!("{note}");
-            self.event(file, EventType::Normal, reasons::PULLED, note).await;
+            self.event(EventType::Normal, reasons::PULLED, note).await;
             self.retries.remove(file);
             self.memory.files.insert(file.to_owned(), Entry { identity, images, problem: None });
             return;
         };
         let message = format!("{file}: {message}");
         tracing::warn!("importing an image archive: {message}");
-        self.event(file, EventType::Warning, reasons::ARCHIVE_FAILED, message.clone()).await;
+        self.event(EventType::Warning, reasons::ARCHIVE_FAILED, message.clone()).await;
         match self.retries.get_mut(file) {
             Some((failures, at)) if passing => *at = Instant::now() + Backoff::RETRY.jittered(*failures),
             _ => {
@@ -255,9 +255,9 @@ impl<'a> Importer<'a> {
         }
     }
 
-    async fn event(&self, file: &str, type_: EventType, reason: &'static str, note: String) {
+    async fn event(&self, type_: EventType, reason: &'static str, note: String) {
         match node_state::load(&self.ctx.client, &self.ctx.settings.node_name).await {
-            Ok(node) => self.ctx.event_about(&node, type_, reason, note, Some(file)).await,
+            Ok(node) => self.ctx.event(&node, type_, reason, note).await,
             Err(error) => tracing::warn!("reading NodeState: {}", chain(&error)),
         }
     }

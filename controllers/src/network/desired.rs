@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use kube::ResourceExt;
 use nodelet_crds::network::{Network, NetworkDriver, NetworkMode, Subnet as ApiSubnet};
 use nodelet_drivers::ids::IfName;
-use nodelet_drivers::network::{DnsSpec, Driver, IpvlanMode, MacvlanMode, NetworkSpec, Subnet};
+use nodelet_drivers::network::{
+    CniConfig, DnsSpec, Driver, IpvlanMode, MacvlanMode, NetworkSpec, PLUGIN_DIRS, Subnet, Tunnel, Vlan,
+};
 
 use crate::invalid::Invalid;
 use crate::names;
@@ -18,7 +21,7 @@ pub enum Desired {
     NotHere,
     /// `host` and `none`.
     NothingToMake,
-    /// A bridge, or links on a parent, with these subnets.
+    /// A bridge, with or without a tunnel, links on a parent, or what plugins make.
     Made(NetworkSpec),
     /// A bridge whose subnet is still to be chosen.
     BridgeWithoutSubnet(NetworkSpec),
@@ -55,13 +58,18 @@ pub fn validate(
             };
             Driver::Ipvlan { parent: parent(spec)?, mode }
         }
-        NetworkDriver::Vxlan | NetworkDriver::Cni => {
-            return Err(Invalid::field("spec.driver", "only bridge, macvlan, ipvlan, host and none can be made"));
-        }
+        NetworkDriver::Vxlan => Driver::Vxlan(tunnel(spec)?),
+        NetworkDriver::Cni => Driver::Cni(plugins(spec)?),
     };
-    if driver.parent().is_some() && spec.subnets.is_empty() {
-        let message =
-            "is needed with a parent: its subnet, with its router as gateway and a range that nobody else assigns";
+    let finds_subnet = matches!(driver, Driver::Bridge if spec.vlan.is_none());
+    if !finds_subnet && !matches!(driver, Driver::Cni(_)) && spec.subnets.is_empty() {
+        let message = match driver {
+            Driver::Bridge => {
+                "is needed with a VLAN: its subnet, with a gateway and a range that nobody else there has"
+            }
+            Driver::Vxlan(_) => "is needed: the same on all nodes, each with a gateway and a range of its own",
+            _ => "is needed with a parent: its subnet, with its router as gateway and a range that nobody else assigns",
+        };
         return Err(Invalid::field("spec.subnets", message));
     }
     let key = names::network_key(&object.namespace().unwrap_or_default(), &object.name_any())
@@ -85,8 +93,10 @@ pub fn validate(
         isolated: spec.isolated,
         mtu: spec.mtu,
         dns: dns(spec)?,
+        vlan: spec.vlan.map(|id| Ok(Vlan { parent: parent(spec)?, id })).transpose()?,
     };
-    Ok(if network.subnets.is_empty() { Desired::BridgeWithoutSubnet(network) } else { Desired::Made(network) })
+    let chooses = network.driver == Driver::Bridge && network.subnets.is_empty();
+    Ok(if chooses { Desired::BridgeWithoutSubnet(network) } else { Desired::Made(network) })
 }
 
 fn parent(spec: &nodelet_crds::network::NetworkSpec) -> Result<IfName, Invalid> {
@@ -94,18 +104,40 @@ fn parent(spec: &nodelet_crds::network::NetworkSpec) -> Result<IfName, Invalid> 
     IfName::new(name).map_err(|error| Invalid::field("spec.parent", error))
 }
 
+fn tunnel(spec: &nodelet_crds::network::NetworkSpec) -> Result<Tunnel, Invalid> {
+    let Some(vxlan) = &spec.vxlan else {
+        return Err(Invalid::field("spec.vxlan", "is needed for the driver vxlan"));
+    };
+    let peers = addresses("spec.vxlan.peers", &vxlan.peers)?;
+    Ok(Tunnel { vni: vxlan.vni, port: vxlan.port, peers })
+}
+
+fn plugins(spec: &nodelet_crds::network::NetworkSpec) -> Result<CniConfig, Invalid> {
+    let Some(cni) = &spec.cni else {
+        return Err(Invalid::field("spec.cni", "is needed for the driver cni"));
+    };
+    let declared = cni.plugin_dirs.iter().map(PathBuf::from).collect::<Vec<_>>();
+    let plugin_dirs = if declared.is_empty() { PLUGIN_DIRS.map(PathBuf::from).to_vec() } else { declared };
+    Ok(CniConfig { config: PathBuf::from(&cni.config), plugin_dirs })
+}
+
+fn addresses(path: &str, texts: &[String]) -> Result<Vec<IpAddr>, Invalid> {
+    let parse = |(index, text): (usize, &String)| {
+        text.parse().map_err(|_| Invalid::field(format!("{path}[{index}]"), format!("{text:?} is not an IP address")))
+    };
+    texts.iter().enumerate().map(parse).collect()
+}
+
 /// Whether the network has a name server of ours.
 pub fn answers_names(spec: &nodelet_crds::network::NetworkSpec) -> bool {
     // Of the others the node is no part.
-    spec.driver == NetworkDriver::Bridge && spec.dns.as_ref().is_none_or(|dns| dns.enabled)
+    matches!(spec.driver, NetworkDriver::Bridge | NetworkDriver::Vxlan)
+        && spec.dns.as_ref().is_none_or(|dns| dns.enabled)
 }
 
 fn dns(spec: &nodelet_crds::network::NetworkSpec) -> Result<DnsSpec, Invalid> {
-    let upstreams = spec.dns.iter().flat_map(|dns| &dns.upstreams).enumerate().map(|(index, text)| {
-        let path = format!("spec.dns.upstreams[{index}]");
-        text.parse().map_err(|_| Invalid::field(path, format!("{text:?} is not an IP address")))
-    });
-    Ok(DnsSpec { enabled: answers_names(spec), upstreams: upstreams.collect::<Result<_, _>>()? })
+    let upstreams = spec.dns.as_ref().map(|dns| dns.upstreams.as_slice()).unwrap_or_default();
+    Ok(DnsSpec { enabled: answers_names(spec), upstreams: addresses("spec.dns.upstreams", upstreams)? })
 }
 
 fn parse_subnet(subnet: &ApiSubnet) -> Result<Subnet, String> {
@@ -130,7 +162,19 @@ fn parse_subnet(subnet: &ApiSubnet) -> Result<Subnet, String> {
     if let Some(stranger) = inside.into_iter().find(|ip| !cidr.contains(*ip)) {
         return Err(format!("{stranger} is not in {cidr}"));
     }
-    Ok(Subnet { cidr: cidr.trunc(), gateway, range })
+    let exclude = subnet
+        .exclude
+        .iter()
+        .map(|text| {
+            let (first, last) = text.split_once('-').unwrap_or((text, text));
+            let (first, last) = (ip("exclude", first)?, ip("exclude", last)?);
+            if !cidr.contains(&first) || !cidr.contains(&last) || first > last {
+                return Err(format!("exclude {text:?} is not an address or first-last within {cidr}"));
+            }
+            Ok((first, last))
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Subnet { cidr: cidr.trunc(), gateway, range, exclude })
 }
 
 #[cfg(test)]
@@ -156,6 +200,39 @@ mod tests {
             let invalid = validate(&network(spec), &BTreeMap::new(), &[]).unwrap_err();
             assert!(invalid.message.contains(expected), "{}", invalid.message);
         }
+    }
+
+    #[test]
+    fn a_tunnel_has_addresses_of_peers_and_its_own_subnets() {
+        let subnets = serde_json::json!([{"cidr": "10.0.0.0/24"}]);
+        let vxlan = serde_json::json!({"vni": 42, "peers": ["192.0.2.1", "192.0.2.9"]});
+        let spec = serde_json::json!({"driver": "vxlan", "vxlan": vxlan, "subnets": subnets});
+        let Desired::Made(made) = validate(&network(spec), &BTreeMap::new(), &[]).unwrap() else { panic!() };
+        let peers = ["192.0.2.1", "192.0.2.9"].map(|peer| peer.parse().unwrap()).to_vec();
+        assert_eq!(made.driver, Driver::Vxlan(Tunnel { vni: 42, port: 4789, peers }));
+        for (spec, expected) in [
+            (serde_json::json!({"driver": "vxlan", "vxlan": {"vni": 1}}), "the same on all nodes"),
+            (serde_json::json!({"driver": "vxlan", "subnets": subnets}), "is needed for the driver vxlan"),
+            (
+                serde_json::json!({"driver": "vxlan", "subnets": subnets, "vxlan": {"vni": 1, "peers": ["b"]}}),
+                "\"b\" is not an IP address",
+            ),
+        ] {
+            let invalid = validate(&network(spec), &BTreeMap::new(), &[]).unwrap_err();
+            assert!(invalid.message.contains(expected), "{}", invalid.message);
+        }
+    }
+
+    #[test]
+    fn a_vlan_is_of_a_parent_and_has_its_own_subnets() {
+        let subnets = serde_json::json!([{"cidr": "10.0.0.0/24"}]);
+        let spec = serde_json::json!({"parent": "eth0", "vlan": 100, "subnets": subnets});
+        let Desired::Made(made) = validate(&network(spec), &BTreeMap::new(), &[]).unwrap() else { panic!() };
+        assert_eq!(made.vlan, Some(Vlan { parent: IfName::new("eth0").unwrap(), id: 100 }));
+        assert_eq!(made.driver, Driver::Bridge);
+        let spec = serde_json::json!({"parent": "eth0", "vlan": 100});
+        let invalid = validate(&network(spec), &BTreeMap::new(), &[]).unwrap_err();
+        assert!(invalid.message.contains("is needed with a VLAN"), "{}", invalid.message);
     }
 
     #[test]

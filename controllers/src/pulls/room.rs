@@ -4,8 +4,9 @@
 //! manifest; when that is not there, images that nobody needs go first, and only then the pull is refused.
 
 use nodelet_drivers::images::{Disk, Fetch, Images, normalize};
+use nodelet_drivers::room::size;
 
-use crate::image_collector::{Collector, size};
+use crate::image_collector::Collector;
 
 /// With so much left nothing is asked beforehand: it would cost every pull two requests to the registry.
 const PLENTY: u64 = 32 << 30;

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use kube::ResourceExt;
-use nodelet_crds::volume::{Volume, VolumeSourceRef};
-use nodelet_drivers::volumes::{Owner, VolumeSource, VolumeSpec};
+use nodelet_crds::volume::{BlockFsType, Volume, VolumeSourceRef};
+use nodelet_drivers::volumes::{BlockFs, NfsExport, Owner, VolumeSource, VolumeSpec};
 
 use crate::invalid::Invalid;
 use crate::names;
@@ -30,10 +30,23 @@ pub fn validate(object: &Volume, node: &str) -> Result<Option<Desired>, Invalid>
         Some(VolumeSourceRef::HostPath(host)) => {
             VolumeSource::HostPath(PathBuf::from(&host.path), crate::workload::host_path_type(host.type_))
         }
-        Some(VolumeSourceRef::Tmpfs(_) | VolumeSourceRef::Block(_) | VolumeSourceRef::Nfs(_)) | None => {
-            return Err(Invalid::field("spec", "exactly one source is needed: local or hostPath"));
+        Some(VolumeSourceRef::Tmpfs(_)) => VolumeSource::Tmpfs,
+        Some(VolumeSourceRef::Block(block)) => VolumeSource::Block(match block.fs_type {
+            BlockFsType::Ext4 => BlockFs::Ext4,
+            BlockFsType::Xfs => BlockFs::Xfs,
+        }),
+        Some(VolumeSourceRef::Nfs(nfs)) => VolumeSource::Nfs(NfsExport {
+            server: nfs.server.clone(),
+            path: nfs.path.clone(),
+            read_only: nfs.read_only,
+        }),
+        None => {
+            let message = "exactly one source is needed: local, hostPath, tmpfs, block or nfs";
+            return Err(Invalid::field("spec", message));
         }
     };
+    let capacity = spec.capacity.as_ref().map(|quantity| quantity.bytes()).transpose();
+    let capacity = capacity.map_err(|error| Invalid::field("spec.capacity", error))?;
     let owner = spec.owner.as_ref().map_or(Owner { uid: 0, gid: 0, mode: 0o755 }, |owner| Owner {
         uid: owner.uid,
         gid: owner.gid,
@@ -42,5 +55,5 @@ pub fn validate(object: &Volume, node: &str) -> Result<Option<Desired>, Invalid>
     let key = names::volume_key(&object.namespace().unwrap_or_default(), &object.name_any())
         .map_err(|error| Invalid::field("metadata.name", error))?;
     let uid = object.metadata.uid.clone().unwrap_or_default();
-    Ok(Some(Desired { spec: VolumeSpec { key, uid, source, owner } }))
+    Ok(Some(Desired { spec: VolumeSpec { key, uid, source, owner, capacity } }))
 }

@@ -4,31 +4,25 @@
 //! sandbox writes its record before it acquires anything, the network its addresses, the runtime its container
 //! record. The first failing step ends the execution; the steps before it stay done.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube::runtime::events::EventType;
 use nodelet_crds::workload::Workload;
 use nodelet_crds::{labels, reasons};
-use nodelet_drivers::cgroups::{self, Cgroups};
+use nodelet_drivers::cgroups::{self, Cgroups, Limits};
 use nodelet_drivers::failpoint::passed;
 use nodelet_drivers::ids::{ContainerId, IfName, NetworkKey, SandboxId};
 use nodelet_drivers::network::{self, AttachSpec, Attachment};
-use nodelet_drivers::runtime::{self, ContainerSpec, Mount, MountSource, Namespace, Namespaces, Started};
+use nodelet_drivers::runtime;
 use nodelet_drivers::sandbox::{self, EtcPaths, NetNamespace, Sandbox};
-use nodelet_drivers::volumes::{self, Ephemeral, EphemeralSpec};
+use nodelet_drivers::volumes;
 
-use super::model::{ContainerWish, Desired, MountWish, Template, VolumeWish, log_target};
+use super::hooks;
+use super::model::{Desired, VolumeWish};
 use super::plan::{DRAIN, Plan, Step, Why, published_ports};
-use super::{env, files, hooks, probes};
 use crate::context::{Context, chain};
-use crate::names;
-
-/// A postStart hook may take this long.
-const POST_START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A step failed. The message says which; the cause is the driver's.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +59,15 @@ pub enum Error {
         #[source]
         source: volumes::Error,
     },
+    /// An image could not be shown in a volume.
+    #[error("volume {volume}")]
+    Image {
+        /// Its name in the workload.
+        volume: String,
+        /// The driver's error.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The workload's cgroup could not be made or removed.
     #[error("making the cgroup")]
     Cgroup(#[source] nodelet_drivers::cgroups::Error),
@@ -97,11 +100,16 @@ impl Error {
             Self::Network { source: network::Error::PortTaken { .. }, .. } => reasons::PORT_CONFLICT,
             Self::Network { source: network::Error::Exhausted { .. }, .. } => reasons::ADDRESS_UNAVAILABLE,
             Self::Network { .. } => reasons::NETWORK_FAILED,
-            Self::Volume { .. } => reasons::MOUNT_FAILED,
+            Self::Volume { .. } | Self::Image { .. } => reasons::MOUNT_FAILED,
             Self::Hook { .. } => reasons::POST_START_HOOK_FAILED,
         }
     }
 }
+
+mod mounts;
+mod start;
+
+use start::Start;
 
 /// Executes `plan` for `desired`.
 pub async fn apply(ctx: &Arc<Context>, object: &Workload, desired: &Arc<Desired>, plan: &Plan) -> Result<(), Error> {
@@ -128,6 +136,7 @@ impl Applier<'_> {
             Step::Remove { id } => {
                 self.on_container(id, "removing", self.ctx.drivers.runtime.remove(id)).await?;
                 self.ctx.stops.forget(id);
+                self.ctx.resizes.forget(id);
                 self.ctx.written.forget_container(id);
                 Ok(())
             }
@@ -144,7 +153,7 @@ impl Applier<'_> {
             Step::SetPorts => self.take_ports(&[]).await,
             Step::TakePorts { from } => self.take_ports(from).await,
             Step::WriteFiles => self.write_files().await,
-            Step::Start { container, init, attempt, restarts, failures, image, digest } => {
+            Step::Start { container, init, attempt, restarts, failures, image, digest, volumes } => {
                 let list = if *init { &self.desired.init } else { &self.desired.containers };
                 let Some(wish) = list.iter().find(|wish| wish.name == *container) else { return Ok(()) };
                 let start = Start {
@@ -155,6 +164,7 @@ impl Applier<'_> {
                     failures: *failures,
                     image,
                     digest,
+                    volumes,
                 };
                 self.start(&start).await
             }
@@ -165,11 +175,36 @@ impl Applier<'_> {
                 self.ctx.event(self.object, EventType::Normal, reasons::UPDATED, note).await;
                 Ok(())
             }
-            Step::UpdateLimits { id, limits } => {
-                self.on_container(id, "changing the limits of", self.ctx.drivers.runtime.update_limits(id, limits))
-                    .await
-            }
+            Step::UpdateLimits { id, limits } => self.update_limits(id, limits).await,
         }
+    }
+
+    /// What cannot be done, or not yet, keeps nothing else of the workload waiting: the container runs on as before.
+    async fn update_limits(&self, id: &ContainerId, limits: &Limits) -> Result<(), Error> {
+        let doing = "changing the limits of";
+        let (resizes, name) = (&self.ctx.resizes, self.container_name(id));
+        let mut result = Ok(());
+        match self.ctx.drivers.runtime.update_limits(id, limits).await {
+            Ok(None) => {
+                resizes.forget(id);
+                let note = format!("Changed the limits of container {name} in place");
+                self.ctx.event(self.object, EventType::Normal, reasons::RESIZE_COMPLETED, note).await;
+            }
+            Ok(Some(excess)) => {
+                let message = format!("container {name}: {excess}");
+                resizes.retry(id, limits, reasons::ABOVE_LIMIT, message);
+            }
+            Err(error @ runtime::Error::Invalid { .. }) => {
+                let message = format!("container {name}: {}", chain(&error));
+                resizes.refuse(id, limits, reasons::INFEASIBLE, message);
+            }
+            Err(error @ runtime::Error::Failed { .. }) => {
+                let message = format!("container {name}: {}", chain(&error));
+                resizes.retry(id, limits, reasons::ERROR, message);
+            }
+            Err(error) => result = Err(error),
+        }
+        self.on_container(id, doing, async { result }).await
     }
 
     /// Runs one call about a container and reads the container afterwards, whatever came of it.
@@ -217,8 +252,8 @@ impl Applier<'_> {
             // What was on its way to it still arrives.
             tokio::time::sleep(drain).await;
             if let (Some(hook), Some(sandbox)) = (hook, sandbox) {
-                let target = hooks::target(&ctx, &id, &sandbox, &ports).await;
-                if let Err(why) = hooks::run(&ctx, &target, &hook, grace).await {
+                let target = hooks::target(&ctx.drivers, &id, &sandbox, &ports).await;
+                if let Err(why) = hooks::run(&ctx.drivers, &target, &hook, grace).await {
                     tracing::warn!(container = %id, why, "preStop hook failed");
                     let note = format!("Container {name}: the preStop hook failed: {why}");
                     ctx.event(&object, EventType::Warning, reasons::PRE_STOP_HOOK_FAILED, note).await;
@@ -250,9 +285,7 @@ impl Applier<'_> {
 
     async fn ensure_cgroup(&self) -> Result<(), Error> {
         let (cgroups, path) = (self.ctx.drivers.cgroups.clone(), self.desired.cgroup.clone());
-        crate::blocking(move || cgroups.ensure(&path, &nodelet_drivers::cgroups::Limits::default()))
-            .await
-            .map_err(Error::Cgroup)?;
+        crate::blocking(move || cgroups.ensure(&path, &Limits::default())).await.map_err(Error::Cgroup)?;
         passed("making the cgroup of a workload");
         Ok(())
     }
@@ -272,6 +305,7 @@ impl Applier<'_> {
             ifname: IfName::new(format!("eth{index}"))?,
             addresses: wish.attachments[index].addresses.clone(),
             default_route: index == 0,
+            link: wish.attachments[index].link.clone(),
         };
         self.ctx.drivers.networks.attach(&spec).await.map_err(|source| Error::Network { doing: doing(), source })
     }
@@ -308,12 +342,16 @@ impl Applier<'_> {
 
     async fn write_files(&self) -> Result<(), Error> {
         self.write_etc().await?;
+        let mut failed = None;
         for (name, volume) in &self.desired.sandbox.volumes {
-            if let VolumeWish::Ephemeral(kind) = volume {
-                self.ephemeral(name, kind).await?;
+            // One that has no room keeps none of the others from what is new.
+            if let VolumeWish::Ephemeral(kind) = volume
+                && let Err(error) = self.ephemeral(name, kind).await
+            {
+                failed.get_or_insert(error);
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     async fn write_etc(&self) -> Result<EtcPaths, Error> {
@@ -345,209 +383,9 @@ impl Applier<'_> {
         self.ctx.drivers.sandboxes.write_etc(&wish.spec.id, &files).await.map_err(Error::Sandbox)
     }
 
-    async fn ephemeral(&self, name: &str, kind: &Ephemeral) -> Result<PathBuf, Error> {
-        let spec =
-            EphemeralSpec { sandbox: self.desired.sandbox.spec.id.clone(), name: name.to_owned(), kind: kind.clone() };
-        let path = self
-            .ctx
-            .drivers
-            .volumes
-            .ensure_ephemeral(&spec)
-            .await
-            .map_err(|source| Error::Volume { volume: name.to_owned(), source })?;
-        self.ctx.written.remember(&spec.sandbox, name, files::fingerprint(kind));
-        Ok(path)
-    }
-
     async fn sandbox(&self) -> Result<Sandbox, Error> {
         // Idempotent, and cheap when everything is in place.
         self.ctx.drivers.sandboxes.ensure(&self.desired.sandbox.spec).await.map_err(Error::Sandbox)
-    }
-
-    async fn start(&self, start: &Start<'_>) -> Result<(), Error> {
-        let result = self.start_unchecked(start).await;
-        if let Err(error @ Error::Runtime { .. }) = &result {
-            self.ctx.image_checks.start_failed(&start.wish.image.fetch.reference, &chain(error));
-        }
-        result
-    }
-
-    async fn start_unchecked(&self, start: &Start<'_>) -> Result<(), Error> {
-        let failed = |doing| move |source| Error::Runtime { container: start.wish.name.clone(), doing, source };
-        let spec = self.container_spec(start).await?;
-        // More than this at once only makes each of them slower.
-        let _permit = self.ctx.starts.acquire().await;
-        let runtime = &self.ctx.drivers.runtime;
-        if let Err(error) = runtime.create(&spec).await {
-            // What is half made has a record; it is cleared now if that works, else by the next pass.
-            if let Err(error) = runtime.remove(&spec.id).await {
-                tracing::warn!(container = %spec.id, error = %chain(&error), "clearing a half-made container");
-            }
-            let _ = self.ctx.containers.refresh(&spec.id).await;
-            return Err(failed("creating")(error));
-        }
-        passed("the creation of a container");
-        let started = runtime.start(&spec.id).await;
-        let refreshed = self.ctx.containers.refresh(&spec.id).await;
-        let Started { pid } = started.map_err(failed("starting"))?;
-        refreshed.map_err(failed("reading"))?;
-        tracing::info!(
-            workload = %self.desired.title, container = %start.wish.name, attempt = start.attempt, pid, "started"
-        );
-        if start.restarts > 0 && start.failures > 0 {
-            let (namespace, name) = self.desired.title.split_once('/').unwrap_or_default();
-            self.ctx.metrics.container_restarts.with_label_values(&[namespace, name, &start.wish.name]).inc();
-        }
-        let note = format!("Started container {}", start.wish.name);
-        self.ctx.event(self.object, EventType::Normal, reasons::STARTED, note).await;
-        self.post_start(start.wish, &spec.id).await
-    }
-
-    /// A failing postStart hook ends its container, as in Kubernetes.
-    async fn post_start(&self, wish: &ContainerWish, id: &ContainerId) -> Result<(), Error> {
-        let Some(hook) = &wish.post_start else { return Ok(()) };
-        let target = hooks::target(self.ctx, id, &self.desired.sandbox.spec.id, &wish.ports).await;
-        let Err(why) = hooks::run(self.ctx, &target, hook, POST_START_LIMIT).await else { return Ok(()) };
-        let container = wish.name.clone();
-        let killed = self.ctx.drivers.runtime.kill(id, "SIGKILL", true).await;
-        killed.map_err(|source| Error::Runtime {
-            container: container.clone(),
-            doing: "ending it after its postStart hook failed",
-            source,
-        })?;
-        Err(Error::Hook { container, why })
-    }
-
-    async fn container_spec(&self, start: &Start<'_>) -> Result<ContainerSpec, Error> {
-        let (wish, desired) = (start.wish, self.desired);
-        let template = &wish.template;
-        let sandbox = self.sandbox().await?;
-        // The sandbox may have been completed by an agent that died before it came to this.
-        self.ensure_cgroup().await?;
-        let id = names::container_id(&sandbox.spec.id, &wish.name, start.attempt)?;
-        let directory = crate::workload::log_directory(&self.ctx.settings.data_dir, self.object);
-        let mut mounts = self.sandbox_mounts(&sandbox).await?;
-        for mount in &template.mounts {
-            mounts.push(self.mount(mount).await?);
-        }
-        let (own_addresses, node) = if uses_addresses(template) { self.addresses().await } else { Default::default() };
-        let fill = |text: &String| env::fill_in(text, &own_addresses, &node);
-        let joined = |path: Option<PathBuf>| path.map_or(Namespace::Host, Namespace::Path);
-        let mut own_labels = self.labels(start);
-        if wish.probes.is_empty() && (!start.init || wish.sidecar) {
-            let failed = |source| Error::Runtime { container: wish.name.clone(), doing: "reading its image", source };
-            let wishes = self.ctx.drivers.runtime.image_wishes(start.image).await.map_err(failed)?;
-            let probe = wishes.health_check.as_ref().map(probes::of_image);
-            let text = probe.and_then(|probe| serde_json::to_string(&probe).ok());
-            if let Some(text) = text.filter(|text| text.len() <= hooks::LABEL_MAX) {
-                own_labels.insert(labels::HEALTHCHECK.to_owned(), text);
-            }
-        }
-        Ok(ContainerSpec {
-            labels: own_labels,
-            sandbox: sandbox.spec.id.clone(),
-            image: start.image.to_owned(),
-            command: template.command.iter().map(fill).collect(),
-            args: template.args.iter().map(fill).collect(),
-            working_dir: template.working_dir.clone(),
-            env: template.env.iter().map(|(name, value)| (name.clone(), fill(value))).collect(),
-            tty: template.tty,
-            stdin: template.stdin,
-            namespaces: Namespaces {
-                net: joined(sandbox.netns),
-                ipc: joined(sandbox.ipcns),
-                uts: joined(sandbox.utsns),
-                pid: if template.host_pid { Namespace::Host } else { Namespace::Private },
-            },
-            mounts,
-            cgroup: names::container_cgroup(&desired.cgroup, &wish.name, start.attempt)?,
-            limits: wish.limits.clone(),
-            ulimits: template.ulimits.clone(),
-            security: template.security.clone(),
-            // The sandbox's namespaces have them already; the runtime would refuse them for the node's.
-            sysctls: BTreeMap::new(),
-            oom_score_adj: template.oom_score_adj,
-            log: log_target(&directory, &wish.name, start.attempt, template),
-            stop_signal: template.stop_signal.clone(),
-            id,
-        })
-    }
-
-    /// Those of the workload, and those by which the node is reached.
-    async fn addresses(&self) -> (Vec<IpAddr>, Vec<IpAddr>) {
-        let spec = &self.desired.sandbox.spec;
-        let id = if let NetNamespace::Of(other) = &spec.net { other } else { &spec.id };
-        let attachments = self.attachments(id).await.unwrap_or_default();
-        let own = attachments.iter().flat_map(|a| &a.addresses).map(ipnet::IpNet::addr).collect();
-        let node = crate::blocking(nodelet_drivers::host::addresses).await;
-        (own, crate::node_facts::reachable(&node.unwrap_or_default()))
-    }
-
-    fn labels(&self, start: &Start<'_>) -> BTreeMap<String, String> {
-        let mut all = self.desired.sandbox.spec.labels.clone();
-        let own = [
-            (labels::SANDBOX, self.desired.sandbox.spec.id.to_string()),
-            (labels::CONTAINER, start.wish.name.clone()),
-            (labels::TYPE, if start.init { labels::TYPE_INIT } else { labels::TYPE_MAIN }.to_owned()),
-            (labels::ATTEMPT, start.attempt.to_string()),
-            (labels::RESTARTS, start.restarts.to_string()),
-            (labels::FAILURES, start.failures.to_string()),
-            (labels::SPEC_HASH, start.wish.hash.clone()),
-            (labels::GENERATION, self.desired.generation.to_string()),
-            (labels::IMAGE_DIGEST, start.digest.to_owned()),
-        ];
-        all.extend(own.map(|(key, value)| (key.to_owned(), value)));
-        all.extend(hooks::label(start.wish));
-        all.extend(start.wish.signal.clone().map(|content| (labels::HEARD.to_owned(), content)));
-        if start.wish.sidecar
-            && let Some(place) = self.desired.init.iter().position(|wish| wish.name == start.wish.name)
-        {
-            all.insert(labels::SIDECAR.to_owned(), place.to_string());
-        }
-        all
-    }
-
-    async fn sandbox_mounts(&self, sandbox: &Sandbox) -> Result<Vec<Mount>, Error> {
-        let etc = self.write_etc().await?;
-        let bind = |source: PathBuf, destination: &str| Mount {
-            destination: destination.to_owned(),
-            source: MountSource::Bind(source),
-            read_only: false,
-            propagation: String::new(),
-        };
-        let mut mounts = vec![
-            bind(etc.hosts, "/etc/hosts"),
-            bind(etc.hostname, "/etc/hostname"),
-            bind(etc.resolv_conf, "/etc/resolv.conf"),
-        ];
-        mounts.push(bind(sandbox.shm.clone().unwrap_or_else(|| "/dev/shm".into()), "/dev/shm"));
-        Ok(mounts)
-    }
-
-    async fn mount(&self, mount: &MountWish) -> Result<Mount, Error> {
-        let failed = |source| Error::Volume { volume: mount.volume.clone(), source };
-        let volumes = &self.ctx.drivers.volumes;
-        let root = match self.desired.sandbox.volumes.get(&mount.volume) {
-            Some(VolumeWish::Path(path)) => path.clone(),
-            Some(VolumeWish::HostPath(path, kind)) => volumes.ensure_host_path(path, *kind).await.map_err(failed)?,
-            Some(VolumeWish::Ephemeral(kind)) => self.ephemeral(&mount.volume, kind).await?,
-            None => {
-                return Err(failed(volumes::Error::Invalid {
-                    field: "volumeMounts".to_owned(),
-                    message: format!("there is no volume {:?} in spec.volumes", mount.volume),
-                }));
-            }
-        };
-        let source = match &mount.sub_path {
-            Some(sub) => volumes.ensure_sub_path(&self.desired.sandbox.spec.id, &root, sub).await.map_err(failed)?,
-            None => root,
-        };
-        Ok(Mount {
-            destination: mount.path.clone(),
-            source: MountSource::Bind(source),
-            read_only: mount.read_only,
-            propagation: mount.propagation.clone(),
-        })
     }
 }
 
@@ -566,8 +404,13 @@ pub async fn teardown(ctx: &Context, id: &SandboxId) -> Result<(), Error> {
         .await
         .map_err(|source| Error::Volume { volume: format!("of sandbox {id}"), source })?;
     passed("removing ephemeral volumes");
-    let (cgroups, name) = (drivers.cgroups.clone(), id.to_string());
-    crate::blocking(move || remove_cgroups(&*cgroups, &name)).await.map_err(Error::Cgroup)?;
+    drivers.runtime.remove_views(id, None).await.map_err(|source| Error::Runtime {
+        container: format!("of sandbox {id}"),
+        doing: "removing the images of its volumes",
+        source,
+    })?;
+    let (cgroups, sandbox) = (drivers.cgroups.clone(), id.clone());
+    crate::blocking(move || remove_cgroups(&*cgroups, &sandbox)).await.map_err(Error::Cgroup)?;
     passed("removing the cgroup of a workload");
     drivers.sandboxes.remove(id).await.map_err(Error::Sandbox)?;
     ctx.written.forget(id);
@@ -575,32 +418,12 @@ pub async fn teardown(ctx: &Context, id: &SandboxId) -> Result<(), Error> {
     Ok(())
 }
 
-/// The sandbox's cgroup may lie below any ResourceLimit: its last part is the sandbox's id.
-fn remove_cgroups(cgroups: &dyn Cgroups, sandbox: &str) -> Result<(), cgroups::Error> {
-    for path in cgroups.list()? {
-        if path.as_str().rsplit('/').next() == Some(sandbox) {
-            cgroups.remove(&path)?;
-        }
-    }
-    Ok(())
-}
-
-struct Start<'a> {
-    wish: &'a ContainerWish,
-    init: bool,
-    attempt: u32,
-    restarts: u32,
-    failures: u32,
-    image: &'a str,
-    digest: &'a str,
+/// The sandbox's cgroup may lie below any ResourceLimit.
+fn remove_cgroups(cgroups: &dyn Cgroups, sandbox: &SandboxId) -> Result<(), cgroups::Error> {
+    cgroups.of_sandbox(sandbox)?.iter().try_for_each(|path| cgroups.remove(path))
 }
 
 async fn send_stop(ctx: &Context, id: &ContainerId) -> Result<(), runtime::Error> {
     let signal = ctx.drivers.runtime.stop_signal(id).await?;
     ctx.drivers.runtime.kill(id, &signal, false).await
-}
-
-fn uses_addresses(template: &Template) -> bool {
-    let values = template.env.iter().map(|(_, value)| value);
-    values.chain(&template.command).chain(&template.args).any(|text| env::is_late(text))
 }

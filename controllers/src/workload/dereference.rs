@@ -7,9 +7,12 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 use nodelet_crds::network::Network;
 use nodelet_crds::volume::{AccessMode, Volume};
-use nodelet_crds::workload::Workload;
+use nodelet_crds::workload::{ContainerStatus, Workload};
 use nodelet_drivers::ids::{CgroupPath, SandboxId};
+use nodelet_drivers::runtime::TaskState;
 
+use super::fit::Fit;
+use super::follow::{self, Followed};
 use super::refs;
 use crate::context::{Context, find};
 use crate::invalid::Invalid;
@@ -34,8 +37,12 @@ pub struct References {
     pub dependencies: BTreeMap<String, Option<Arc<Workload>>>,
     /// A cycle among dependencies that this workload is part of: names, first and last the same.
     pub cycle: Option<Vec<String>>,
+    /// Whether the node has room for it.
+    pub fit: Fit,
     /// With `networkOf`: the other workload's complete sandbox.
     pub network_of: Option<SandboxId>,
+    /// What its images are followed to.
+    pub followed: Followed,
 }
 
 /// Reads the references of one workload.
@@ -71,13 +78,29 @@ pub async fn dereference(ctx: &Context, object: &Workload) -> Result<References,
         ctx.stores.workloads.find(|w| w.metadata.name.as_deref() == Some(name) && w.namespace() == object.namespace())
     };
     for dependency in &object.spec.depends_on {
-        found.dependencies.insert(dependency.name.clone(), other(&dependency.name));
+        let known = other(&dependency.name).map(|known| present(ctx, known));
+        found.dependencies.insert(dependency.name.clone(), known);
     }
     found.cycle = cycle(object, other);
     if let Some(target) = object.spec.network_of.as_deref().and_then(other) {
         found.network_of = complete_sandbox(ctx, &target).await;
     }
+    found.followed = follow::followed(ctx, object).await;
     Ok(found)
+}
+
+/// The workload, without its status if that tells of containers that do not run here: after a boot it does so until
+/// their workload's first pass.
+fn present(ctx: &Context, known: Arc<Workload>) -> Arc<Workload> {
+    let elsewhere = known.spec.node_name.as_deref().is_some_and(|node| node != ctx.settings.node_name);
+    let live = ctx.containers.of_workload(&known.uid().unwrap_or_default()).unwrap_or_default();
+    let runs = |status: &ContainerStatus| {
+        let is_live = |state: &TaskState| matches!(state, TaskState::Running { .. } | TaskState::Paused { .. });
+        live.iter().any(|c| c.id.as_str() == status.container_id && is_live(&c.state))
+    };
+    let status = known.status.iter().flat_map(|status| &status.container_statuses);
+    let is_true = status.filter(|status| status.state.running.is_some()).all(runs);
+    if elsewhere || is_true { known } else { Arc::new(Workload { status: None, ..Workload::clone(&known) }) }
 }
 
 /// Another workload that has the volume: one that has a sandbox, or that was there first and does not wait for us.

@@ -1,39 +1,36 @@
 //! From a Workload's spec and what it refers to, to [`Desired`]: checked once, trusted afterwards. Pure.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kube::ResourceExt;
 use nodelet_crds::common::{condition_type, find_condition, is_true};
-use nodelet_crds::image::PullPolicy;
-use nodelet_crds::network::NetworkDriver;
 use nodelet_crds::volume::AccessMode;
-use nodelet_crds::workload::{
-    Container, DependencyCondition, Protocol as ApiProtocol, RestartPolicy, Workload, WorkloadPhase, container,
-};
+use nodelet_crds::workload::{DependencyCondition, RestartPolicy, Workload, WorkloadPhase};
 use nodelet_crds::{labels, reasons};
 use nodelet_drivers::ids::{CgroupPath, InvalidId, SandboxId};
-use nodelet_drivers::images::{Fetch, normalize};
-use nodelet_drivers::network::Protocol;
 use nodelet_drivers::sandbox::{EtcFiles, NetNamespace, SandboxSpec};
 
 use super::dereference::References;
-use super::model::{
-    About, AttachWish, Batch, ContainerWish, Desired, ImageWish, Intent, MountWish, PortWish, Probes, PullRule,
-    SandboxWish, Template, VolumeWish, Wait,
-};
-use super::{env, limits, security, update, volumes};
+use super::fit::Shortage;
+use super::follow::{self, Followed};
+use super::model::{About, Batch, Desired, Intent, ResizeHold, SandboxWish, Wait};
+use super::{update, volumes};
+use crate::backoff::{Backoff, RestartBackoff};
 use crate::context::Context;
 use crate::invalid::Invalid;
 use crate::names;
 
+mod containers;
+mod network;
+
+use containers::Maker;
+pub use containers::{image_wish, named_ports};
+use network::{Net, network, parse_ip, ports};
+
 /// Shared memory of a sandbox, as containers expect it.
 const SHM_SIZE: u64 = 64 << 20;
-/// A log without a declared size is capped all the same.
-const LOG_MAX_SIZE: u64 = 10 << 20;
-const LOG_MAX_FILES: u32 = 5;
 
 /// Where the workload lands.
 #[derive(Debug, Clone)]
@@ -46,6 +43,8 @@ pub struct Place {
     pub data_dir: PathBuf,
     /// Its CPUs and its memory in bytes: what a container without a limit can have.
     pub capacity: (u32, u64),
+    /// How soon containers that ended are started again, where the workload says nothing.
+    pub backoff: RestartBackoff,
 }
 
 impl Place {
@@ -56,6 +55,7 @@ impl Place {
             cgroups: ctx.drivers.cgroups.parent().clone(),
             data_dir: ctx.settings.data_dir.clone(),
             capacity: ctx.settings.capacity,
+            backoff: ctx.settings.restart_backoff,
         }
     }
 }
@@ -69,6 +69,10 @@ pub fn validate(object: &Workload, references: &References, place: &Place) -> Re
     }
     let mut waits = Vec::new();
     dependencies(object, references, &mut waits);
+    if let Some(shortage) = &references.fit.shortage {
+        let message = shortage.to_string();
+        waits.push(Wait { reason: reasons::INSUFFICIENT_RESOURCES, message, about: About::Resources });
+    }
     let net = network(object, references, &mut waits)?;
     let parent = match &references.limit {
         None => place.cgroups.clone(),
@@ -82,7 +86,7 @@ pub fn validate(object: &Workload, references: &References, place: &Place) -> Re
             place.cgroups.clone()
         }
     };
-    let volumes = volumes::volumes(object, references, &place.node, &mut waits)?;
+    let volumes = volumes::volumes(object, references, place, &mut waits)?;
     let etc = etc_files(object, references)?;
     let ports = ports(object, &net)?;
     let update = update::wish(object, references)?;
@@ -96,14 +100,15 @@ pub fn validate(object: &Workload, references: &References, place: &Place) -> Re
         }
         false => None,
     };
-    let sandbox_spec = sandbox_spec(object, &net, hashes)?;
-    let cgroup = parent.join(sandbox_spec.id.as_str()).map_err(|error| Invalid::field("metadata.name", error))?;
+    let sandbox_spec = sandbox_spec(object, &net, hashes, &references.followed)?;
+    let cgroup = parent.sandbox(&sandbox_spec.id).map_err(|error| Invalid::field("metadata.name", error))?;
     let mut maker = Maker { object, references, place, volumes: &volumes, cgroup: &cgroup, waits };
     let init = maker.containers("spec.initContainers", &spec.init_containers)?;
     let containers = maker.containers("spec.containers", &spec.containers)?;
     let waits = maker.waits;
     Ok(Desired {
         batch: batch(object)?,
+        backoff: backoff(object, place.backoff)?,
         update,
         revision: update::revision(&sandbox_spec.id, init.iter().chain(&containers)),
         title: crate::image_users::title(object),
@@ -115,6 +120,8 @@ pub fn validate(object: &Workload, references: &References, place: &Place) -> Re
         containers,
         restart: spec.restart_policy,
         grace: Duration::from_secs(u64::from(spec.termination_grace_period_seconds)),
+        evicted: None,
+        resize: references.fit.resize.as_ref().map(resize_hold),
         waits,
     })
 }
@@ -122,19 +129,22 @@ pub fn validate(object: &Workload, references: &References, place: &Place) -> Re
 /// Just enough to take a workload down that can no longer be understood.
 pub fn for_removal(object: &Workload, place: &Place) -> Result<Desired, InvalidId> {
     let id = names::sandbox_id(&object.name_any(), object.metadata.uid.as_deref().unwrap_or_default(), "removal")?;
-    let cgroup = place.cgroups.join(id.as_str())?;
+    let cgroup = place.cgroups.sandbox(&id)?;
     let spec = SandboxSpec {
         id,
         labels: owner_labels(object),
         hostname: object.name_any(),
         net: NetNamespace::New,
         host_ipc: false,
+        own_users: false,
         host_uts: false,
+        shared: false,
         shm_size: SHM_SIZE,
         sysctls: BTreeMap::new(),
     };
     Ok(Desired {
         batch: Batch::default(),
+        backoff: place.backoff,
         update: update::DEFAULT,
         revision: String::new(),
         title: crate::image_users::title(object),
@@ -152,8 +162,15 @@ pub fn for_removal(object: &Workload, place: &Place) -> Result<Desired, InvalidI
         containers: Vec::new(),
         restart: object.spec.restart_policy,
         grace: Duration::from_secs(u64::from(object.spec.termination_grace_period_seconds)),
+        evicted: None,
+        resize: None,
         waits: Vec::new(),
     })
+}
+
+fn resize_hold(shortage: &Shortage) -> ResizeHold {
+    let reason = if shortage.is_for_ever() { reasons::INFEASIBLE } else { reasons::DEFERRED };
+    ResizeHold { reason, message: shortage.to_string() }
 }
 
 fn batch(object: &Workload) -> Result<Batch, Invalid> {
@@ -170,6 +187,19 @@ fn batch(object: &Workload) -> Result<Batch, Invalid> {
         deadline: spec.active_deadline_seconds.map(|seconds| Duration::from_secs(u64::from(seconds))),
         backoff_limit: spec.backoff_limit,
     })
+}
+
+/// The workload's own times, and the node's for those that it does not give.
+fn backoff(object: &Workload, node: RestartBackoff) -> Result<RestartBackoff, Invalid> {
+    let Some(own) = &object.spec.crash_loop_back_off else { return Ok(node) };
+    let or = |seconds: Option<u32>, node| seconds.map_or(node, |seconds| Duration::from_secs(u64::from(seconds)));
+    let max = or(own.max_seconds, node.delays.max);
+    let first = or(own.initial_seconds, node.delays.first.min(max));
+    if first > max {
+        let message = format!("is longer than maxSeconds ({} s)", max.as_secs());
+        return Err(Invalid::field("spec.crashLoopBackOff.initialSeconds", message));
+    }
+    Ok(RestartBackoff { delays: Backoff { first, max }, reset: or(own.reset_seconds, node.reset) })
 }
 
 fn intent(object: &Workload) -> Intent {
@@ -219,78 +249,11 @@ fn wait_for(message: String) -> Wait {
     Wait { reason: reasons::WAITING_FOR_DEPENDENCY, message, about: About::Dependencies }
 }
 
-/// The network side of the sandbox.
-struct Net {
-    namespace: NetNamespace,
-    attachments: Vec<AttachWish>,
-}
-
-fn network(object: &Workload, references: &References, waits: &mut Vec<Wait>) -> Result<Net, Invalid> {
-    let none = |namespace| Net { namespace, attachments: Vec::new() };
-    if let Some(other) = &object.spec.network_of {
-        return Ok(match &references.network_of {
-            Some(id) => none(NetNamespace::Of(id.clone())),
-            None => {
-                waits.push(wait_for(format!("networkOf: Workload {other:?} has no network yet")));
-                none(NetNamespace::New)
-            }
-        });
-    }
-    let mut net = none(NetNamespace::New);
-    for (index, attachment) in object.spec.attachments().iter().enumerate() {
-        let path = format!("spec.networks[{index}]");
-        let found = references.networks.get(&attachment.name).and_then(Option::as_ref);
-        let driver = match (found, attachment.name.as_str()) {
-            (Some(network), _) => network.spec.driver,
-            (None, "host") => NetworkDriver::Host,
-            (None, "none") => NetworkDriver::None,
-            (None, name) => {
-                waits.push(Wait {
-                    reason: reasons::NOT_FOUND,
-                    message: format!("{path}: Network {name:?} does not exist in this namespace"),
-                    about: About::Networks,
-                });
-                continue;
-            }
-        };
-        match driver {
-            NetworkDriver::Host => return Ok(none(NetNamespace::Host)),
-            NetworkDriver::None => return Ok(none(NetNamespace::New)),
-            _ => {}
-        }
-        if let Some(network) = found {
-            let conditions = network.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-            if !is_true(conditions, condition_type::READY) {
-                let why = find_condition(conditions, condition_type::READY).map_or("", |c| c.message.as_str());
-                waits.push(Wait {
-                    reason: reasons::NETWORKS_PENDING,
-                    message: format!("Network {:?} is not ready: {why}", attachment.name)
-                        .trim_end_matches(": ")
-                        .to_owned(),
-                    about: About::Networks,
-                });
-            }
-        }
-        let addresses = match &attachment.ip {
-            None => Vec::new(),
-            Some(ip) => vec![parse_ip(&format!("{path}.ip"), ip)?],
-        };
-        let network = names::network_key(&object.namespace().unwrap_or_default(), &attachment.name)
-            .map_err(|error| Invalid::field(format!("{path}.name"), error))?;
-        let through_node = !matches!(driver, NetworkDriver::Macvlan | NetworkDriver::Ipvlan);
-        net.attachments.push(AttachWish { network, addresses, through_node });
-    }
-    Ok(net)
-}
-
-fn parse_ip(path: &str, text: &str) -> Result<IpAddr, Invalid> {
-    text.parse().map_err(|_| Invalid::field(path, format!("{text:?} is not an IP address")))
-}
-
 fn sandbox_spec(
     object: &Workload,
     net: &Net,
     hashes: Option<BTreeMap<String, String>>,
+    followed: &Followed,
 ) -> Result<SandboxSpec, Invalid> {
     let spec = &object.spec;
     let on_host = net.namespace == NetNamespace::Host;
@@ -318,22 +281,64 @@ fn sandbox_spec(
         "init": spec.init_containers,
         "restarted": object.annotations().get(labels::RESTARTED_AT),
     });
+    let macs: Vec<_> = net.attachments.iter().map(|a| a.link.mac).collect();
+    if macs.iter().any(Option::is_some) {
+        revision["macs"] = serde_json::json!(macs);
+    }
+    let own_users = own_users(spec, &net.namespace)?;
+    if own_users {
+        revision["users"] = serde_json::json!(own_users);
+    }
+    // Who alone shares with nobody. The parameters are set in namespaces of the sandbox, and so is who owns them.
+    let containers = spec.containers.len() + spec.init_containers.len();
+    let shared = containers > 1
+        || own_users
+        || spec.share_process_namespace == Some(true)
+        || sysctls.keys().any(|name| !name.starts_with("net."));
+    if shared {
+        revision["shared"] = serde_json::json!(shared);
+    }
     if let Some(hashes) = hashes {
         revision["containers"] = serde_json::json!(hashes);
+    }
+    if !followed.is_empty() {
+        revision["followed"] = serde_json::json!(followed);
     }
     let uid = object.metadata.uid.as_deref().unwrap_or_default();
     let id: SandboxId = names::sandbox_id(&object.name_any(), uid, &revision.to_string())
         .map_err(|error| Invalid::field("metadata.name", error))?;
+    let mut labels = owner_labels(object);
+    labels.extend(follow::label(followed));
     Ok(SandboxSpec {
         id,
-        labels: owner_labels(object),
+        labels,
         hostname,
         net: net.namespace.clone(),
         host_ipc,
+        own_users,
         host_uts: on_host,
+        shared,
         shm_size: SHM_SIZE,
         sysctls,
     })
+}
+
+/// Whether the sandbox has users of its own; they own its namespaces, so that none can be anybody else's.
+fn own_users(spec: &nodelet_crds::WorkloadSpec, net: &NetNamespace) -> Result<bool, Invalid> {
+    if spec.host_users != Some(false) {
+        return Ok(false);
+    }
+    let other = match net {
+        NetNamespace::Host => Some("the network host"),
+        NetNamespace::Of(_) => Some("the network of another Workload"),
+        NetNamespace::New if spec.host_pid == Some(true) => Some("hostPID"),
+        NetNamespace::New if spec.host_ipc == Some(true) => Some("hostIPC"),
+        NetNamespace::New => None,
+    };
+    match other {
+        None => Ok(true),
+        Some(other) => Err(Invalid::field("spec.hostUsers", format!("false cannot go with {other}: leave out one"))),
+    }
 }
 
 fn etc_files(object: &Workload, references: &References) -> Result<EtcFiles, Invalid> {
@@ -371,221 +376,6 @@ fn etc_files(object: &Workload, references: &References) -> Result<EtcFiles, Inv
         files.searches.extend(dns.searches.iter().cloned());
     }
     Ok(files)
-}
-
-fn ports(object: &Workload, net: &Net) -> Result<Vec<PortWish>, Invalid> {
-    let mut ports: Vec<PortWish> = Vec::new();
-    for (c, container) in object.spec.containers.iter().enumerate() {
-        for (p, port) in container.ports.iter().enumerate() {
-            let path = format!("spec.containers[{c}].ports[{p}]");
-            let Some(host_port) = port.host_port else { continue };
-            if net.namespace == NetNamespace::Host {
-                // The container listens on the node itself.
-                if host_port != port.container_port {
-                    let message = "with the network host it must equal containerPort, or be left out";
-                    return Err(Invalid::field(format!("{path}.hostPort"), message));
-                }
-                continue;
-            }
-            if net.attachments.is_empty()
-                && net.namespace == NetNamespace::New
-                && !object.spec.networks.is_empty()
-                && object.spec.networks.iter().any(|n| n.name == "none")
-            {
-                let message = "a workload on the network none has no address to publish";
-                return Err(Invalid::field(format!("{path}.hostPort"), message));
-            }
-            if !net.attachments.is_empty() && !net.attachments.iter().any(|attachment| attachment.through_node) {
-                let message =
-                    "cannot be published: on a macvlan or ipvlan network it is reached at the Workload's own address";
-                return Err(Invalid::field(format!("{path}.hostPort"), message));
-            }
-            let host_ip = match port.host_ip.as_deref() {
-                None | Some("" | "0.0.0.0" | "::") => None,
-                Some(text) => Some(parse_ip(&format!("{path}.hostIP"), text)?),
-            };
-            let wish = PortWish {
-                host_ip,
-                host_port,
-                protocol: match port.protocol {
-                    ApiProtocol::Tcp => Protocol::Tcp,
-                    ApiProtocol::Udp => Protocol::Udp,
-                    ApiProtocol::Sctp => Protocol::Sctp,
-                },
-                target_port: port.container_port,
-            };
-            let clash = |other: &&PortWish| {
-                other.host_port == wish.host_port
-                    && other.protocol == wish.protocol
-                    && (other.host_ip.is_none() || wish.host_ip.is_none() || other.host_ip == wish.host_ip)
-            };
-            if ports.iter().any(|other| clash(&other)) {
-                let message = format!("{host_port} is published twice by this workload");
-                return Err(Invalid::field(format!("{path}.hostPort"), message));
-            }
-            ports.push(wish);
-        }
-    }
-    Ok(ports)
-}
-
-/// Makes the containers' wishes.
-struct Maker<'a> {
-    object: &'a Workload,
-    references: &'a References,
-    place: &'a Place,
-    volumes: &'a volumes::Volumes,
-    cgroup: &'a CgroupPath,
-    waits: Vec<Wait>,
-}
-
-impl Maker<'_> {
-    fn containers(&mut self, path: &str, all: &[Container]) -> Result<Vec<ContainerWish>, Invalid> {
-        all.iter().enumerate().map(|(index, c)| self.container(&format!("{path}[{index}]"), c)).collect()
-    }
-
-    fn container(&mut self, path: &str, container: &Container) -> Result<ContainerWish, Invalid> {
-        let variables = env::variables(self.object, container, path, self.place, self.references, &mut self.waits)?;
-        let map: BTreeMap<String, String> = variables.iter().cloned().collect();
-        let expand = |words: &[String]| words.iter().map(|word| env::expand(word, &map)).collect();
-        let (log_max_size, log_max_files) = logging(path, container)?;
-        let lifecycle = container.lifecycle.as_ref();
-        let template = Template {
-            command: expand(&container.command),
-            args: expand(&container.args),
-            working_dir: container.working_dir.clone(),
-            env: variables,
-            tty: container.tty,
-            stdin: container.stdin,
-            mounts: self.mounts(path, container)?,
-            ulimits: ulimits(container),
-            security: security::security(self.object, container, path, &self.place.data_dir)?,
-            host_pid: self.object.spec.host_pid == Some(true),
-            oom_score_adj: None,
-            stop_signal: lifecycle.and_then(|l| l.stop_signal.clone()),
-            log_max_size,
-            log_max_files,
-        };
-        let image = image(path, container)?;
-        let hash = self.hash(&template, &image, container);
-        Ok(ContainerWish {
-            name: container.name.clone(),
-            image,
-            limits: limits::limits(path, container)?,
-            hash,
-            probes: Probes {
-                startup: container.startup_probe.clone(),
-                liveness: container.liveness_probe.clone(),
-                readiness: container.readiness_probe.clone(),
-            },
-            ports: container.ports.iter().filter_map(|p| Some((p.name.clone()?, p.container_port))).collect(),
-            signal: self.signal(container),
-            sidecar: container.restart_policy == Some(container::ContainerRestartPolicy::Always),
-            pre_stop: lifecycle.and_then(|l| l.pre_stop.clone()),
-            post_start: lifecycle.and_then(|l| l.post_start.clone()),
-            template,
-        })
-    }
-
-    fn signal(&self, container: &Container) -> Option<String> {
-        let mounts = container.volume_mounts.iter();
-        let content: BTreeMap<&str, &String> =
-            mounts.filter_map(|m| Some((m.name.as_str(), self.volumes.signal_on.get(&m.name)?))).collect();
-        (!content.is_empty()).then(|| names::short_hash(&format!("{content:?}"), 16))
-    }
-
-    fn mounts(&self, path: &str, container: &Container) -> Result<Vec<MountWish>, Invalid> {
-        let mut mounts = Vec::new();
-        for (index, mount) in container.volume_mounts.iter().enumerate() {
-            let path = format!("{path}.volumeMounts[{index}]");
-            if !self.volumes.wishes.contains_key(&mount.name) && !self.volumes.waiting.contains(&mount.name) {
-                return Err(Invalid::field(
-                    format!("{path}.name"),
-                    format!("there is no volume {:?} in spec.volumes", mount.name),
-                ));
-            }
-            mounts.push(MountWish {
-                volume: mount.name.clone(),
-                path: mount.mount_path.clone(),
-                sub_path: (!mount.sub_path.is_empty()).then(|| mount.sub_path.clone()),
-                read_only: mount.read_only || self.volumes.read_only.contains(&mount.name),
-                propagation: match mount.mount_propagation {
-                    None | Some(container::MountPropagation::None) => String::new(),
-                    Some(container::MountPropagation::HostToContainer) => "rslave".to_owned(),
-                    Some(container::MountPropagation::Bidirectional) => "rshared".to_owned(),
-                },
-            });
-        }
-        // A mount below another must come after it.
-        mounts.sort_by_key(|mount| mount.path.matches('/').count());
-        Ok(mounts)
-    }
-
-    /// Everything whose change means another container. Secrets go in as part of a one-way hash only.
-    fn hash(&self, template: &Template, image: &ImageWish, container: &Container) -> String {
-        let used = container.volume_mounts.iter().map(|m| m.name.as_str());
-        let files: BTreeMap<&str, &String> =
-            used.filter_map(|name| Some((name, self.volumes.restart_on.get(name)?))).collect();
-        let sources: BTreeMap<&str, String> = container
-            .volume_mounts
-            .iter()
-            .filter_map(|m| Some((m.name.as_str(), source_key(self.volumes.wishes.get(&m.name)?))))
-            .collect();
-        let whole = serde_json::json!({
-            "template": template,
-            "image": image.fetch.reference,
-            "files": files,
-            "sources": sources,
-            "cgroup": self.cgroup.as_str(),
-        });
-        names::short_hash(&whole.to_string(), 16)
-    }
-}
-
-/// What of a volume's source means another mount.
-fn source_key(volume: &VolumeWish) -> String {
-    match volume {
-        VolumeWish::Path(path) | VolumeWish::HostPath(path, _) => path.display().to_string(),
-        VolumeWish::Ephemeral(nodelet_drivers::volumes::Ephemeral::Disk) => "disk".to_owned(),
-        VolumeWish::Ephemeral(nodelet_drivers::volumes::Ephemeral::Memory { size_limit }) => {
-            format!("memory {size_limit:?}")
-        }
-        VolumeWish::Ephemeral(nodelet_drivers::volumes::Ephemeral::Files { in_memory, .. }) => {
-            format!("files {in_memory}")
-        }
-    }
-}
-
-fn image(path: &str, container: &Container) -> Result<ImageWish, Invalid> {
-    normalize(&container.image).map_err(|error| Invalid::field(format!("{path}.image"), error))?;
-    let fetch = Fetch::new(&container.image);
-    let policy = match container.image_pull_policy {
-        PullPolicy::Always => PullRule::Always,
-        PullPolicy::IfNotPresent => PullRule::IfAbsent,
-        PullPolicy::Never => PullRule::Never,
-        PullPolicy::Newer => PullRule::Newer,
-    };
-    Ok(ImageWish { fetch, policy, digest: None })
-}
-
-fn logging(path: &str, container: &Container) -> Result<(u64, u32), Invalid> {
-    let Some(logging) = &container.logging else { return Ok((LOG_MAX_SIZE, LOG_MAX_FILES)) };
-    let size = match &logging.max_size {
-        None => LOG_MAX_SIZE,
-        Some(size) => size.bytes().map_err(|error| Invalid::field(format!("{path}.logging.maxSize"), error))?,
-    };
-    Ok((size, logging.max_files.unwrap_or(LOG_MAX_FILES)))
-}
-
-fn ulimits(container: &Container) -> Vec<(String, u64, u64)> {
-    // -1 is "unlimited".
-    let value = |n: i64| u64::try_from(n).unwrap_or(u64::MAX);
-    let all = container.resources.iter().flat_map(|r| &r.ulimits);
-    all.map(|u| {
-        let name = u.name.oci_name().trim_start_matches("RLIMIT_").to_lowercase();
-        (name, value(u.soft), value(u.hard))
-    })
-    .collect()
 }
 
 /// Whether the volume's access mode makes every mount of it read-only.

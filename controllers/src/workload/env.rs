@@ -121,13 +121,8 @@ fn value(
         });
     }
     if let Some(selector) = resource_field_ref {
-        let name = selector.container_name.as_deref().unwrap_or(&container.name);
-        let all = object.spec.init_containers.iter().chain(&object.spec.containers);
-        let Some(of) = all.into_iter().find(|other| other.name == name) else {
-            let path = format!("{path}.valueFrom.resourceFieldRef.containerName");
-            return Err(Invalid::field(path, format!("there is no container {name:?}")));
-        };
-        return amount(of, selector, &format!("{path}.valueFrom.resourceFieldRef"), place.capacity).map(Some);
+        let path = format!("{path}.valueFrom.resourceFieldRef");
+        return resource(object, Some(&container.name), selector, &path, place.capacity).map(Some);
     }
     Ok(None)
 }
@@ -163,6 +158,23 @@ pub fn fill_in(text: &str, workload: &[IpAddr], node: &[IpAddr]) -> String {
     ]
     .into_iter()
     .fold(text.to_owned(), |text, (path, value)| text.replace(&format!("{LATE}{path}{LATE}"), &value))
+}
+
+/// What a container has of a resource: the named one, else `own`.
+pub fn resource(
+    object: &Workload,
+    own: Option<&str>,
+    selector: &ResourceFieldSelector,
+    path: &str,
+    capacity: (u32, u64),
+) -> Result<String, Invalid> {
+    let bad = |message| Invalid::field(format!("{path}.containerName"), message);
+    let Some(name) = selector.container_name.as_deref().or(own) else {
+        return Err(bad("is needed: a volume is of no container by itself".to_owned()));
+    };
+    let mut all = object.spec.init_containers.iter().chain(&object.spec.containers);
+    let of = all.find(|other| other.name == name).ok_or_else(|| bad(format!("there is no container {name:?}")))?;
+    amount(of, selector, path, capacity)
 }
 
 /// An amount in units of the divisor, rounded up. Without a limit it is what the node has, as in Kubernetes.

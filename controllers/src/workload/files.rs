@@ -52,9 +52,12 @@ impl Written {
     }
 }
 
-/// A fingerprint of the wanted content; constant for volumes without content.
+/// A fingerprint of what is wanted and can change while containers run.
 pub fn fingerprint(kind: &Ephemeral) -> [u8; 32] {
     let mut hash = Sha256::new();
+    if let Ephemeral::Disk { size_limit: Some(limit) } = kind {
+        hash.update(limit.to_le_bytes());
+    }
     if let Ephemeral::Files { files, in_memory, gid } = kind {
         hash.update([u8::from(*in_memory)]);
         hash.update(gid.unwrap_or(u32::MAX).to_le_bytes());

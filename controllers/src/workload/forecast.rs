@@ -152,6 +152,7 @@ impl Node<'_> {
             Step::EnsureSandbox => self.sandbox().complete = true,
             Step::Attach { network } => {
                 let Ok(link) = IfName::new("eth0") else { return };
+                let wished = self.desired.sandbox.attachments.iter().find(|a| a.network == *network);
                 let spec = AttachSpec {
                     network: network.clone(),
                     sandbox: ours,
@@ -159,9 +160,9 @@ impl Node<'_> {
                     ifname: link.clone(),
                     addresses: Vec::new(),
                     default_route: true,
+                    link: wished.map(|a| a.link.clone()).unwrap_or_default(),
                 };
                 // Which address it gets does not matter here, only that it has one.
-                let wished = self.desired.sandbox.attachments.iter().find(|a| a.network == *network);
                 let fixed = wished.map(|a| a.addresses.clone()).unwrap_or_default();
                 let addresses = if fixed.is_empty() { vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)] } else { fixed };
                 let attachment = Attachment {
@@ -212,6 +213,7 @@ impl Node<'_> {
                     heard: wish.signal.clone(),
                     stopping: None,
                     health: Health::default(),
+                    resize: None,
                 });
             }
         }

@@ -9,17 +9,17 @@ use nodelet_drivers::runtime::ExecSpec;
 
 use super::model::{ContainerWish, Desired};
 use super::probes::{Target, http_get};
-use crate::context::{Context, chain};
+use crate::context::{Context, Drivers, chain};
 
 /// containerd keeps labels of 4096 bytes together with their name; what is longer is not noted.
 pub const LABEL_MAX: usize = 3800;
 
 /// Runs one hook within `limit`, or says why it failed.
-pub async fn run(ctx: &Context, target: &Target, hook: &LifecycleHandler, limit: Duration) -> Result<(), String> {
+pub async fn run(drivers: &Drivers, target: &Target, hook: &LifecycleHandler, limit: Duration) -> Result<(), String> {
     let late = || format!("did not end within {} s", limit.as_secs());
     if let Some(action) = &hook.exec {
         let spec = ExecSpec { command: action.command.clone(), timeout: Some(limit) };
-        return match ctx.drivers.runtime.exec(&target.container, &spec).await {
+        return match drivers.runtime.exec(&target.container, &spec).await {
             Ok(result) if result.code == 0 => Ok(()),
             Ok(result) => {
                 let output: String = String::from_utf8_lossy(&result.output).trim().chars().take(200).collect();
@@ -38,9 +38,9 @@ pub async fn run(ctx: &Context, target: &Target, hook: &LifecycleHandler, limit:
 }
 
 /// Where the requests of a container's hooks go.
-pub async fn target(ctx: &Context, id: &ContainerId, sandbox: &SandboxId, ports: &[(String, u16)]) -> Target {
-    let netns = ctx.drivers.sandboxes.get(sandbox).await.ok().flatten().and_then(|sandbox| sandbox.netns);
-    let attachments = ctx.drivers.networks.attachments_of(sandbox).await.unwrap_or_default();
+pub async fn target(drivers: &Drivers, id: &ContainerId, sandbox: &SandboxId, ports: &[(String, u16)]) -> Target {
+    let netns = drivers.sandboxes.get(sandbox).await.ok().flatten().and_then(|sandbox| sandbox.netns);
+    let attachments = drivers.networks.attachments_of(sandbox).await.unwrap_or_default();
     let address = attachments.iter().flat_map(|a| &a.addresses).map(ipnet::IpNet::addr).next();
     Target { container: id.clone(), netns, address, ports: ports.to_vec() }
 }
@@ -73,9 +73,11 @@ pub fn pre_stop(ctx: &Context, object: &Workload, desired: &Desired, id: &Contai
 
 /// See [`pre_stop`].
 #[derive(Debug, Default)]
-#[allow(missing_docs)]
 pub struct PreStop {
+    /// What is done.
     pub hook: Option<LifecycleHandler>,
+    /// Where the container is.
     pub sandbox: Option<SandboxId>,
+    /// Its named ports.
     pub ports: Vec<(String, u16)>,
 }

@@ -9,11 +9,16 @@ use nodelet_crds::workload::{LifecycleHandler, RestartPolicy};
 use nodelet_drivers::cgroups::Limits;
 use nodelet_drivers::ids::{CgroupPath, ContainerId, NetworkKey, SandboxId};
 use nodelet_drivers::images::Fetch;
-use nodelet_drivers::network::{Attachment, Protocol, PublishedPort};
-use nodelet_drivers::runtime::{Container, LogTarget, Security, TaskState};
+use nodelet_drivers::network::{Attachment, LinkWish, Protocol, PublishedPort};
+use nodelet_drivers::runtime::{Container, DeviceWish, LogTarget, Security, TaskState};
 use nodelet_drivers::sandbox::{EtcFiles, SandboxSpec};
 use nodelet_drivers::volumes::{Ephemeral, HostPathType};
 use serde::Serialize;
+
+use super::fit::Amounts;
+use super::resizes::Unfinished;
+use crate::backoff::RestartBackoff;
+use crate::eviction::Evicted;
 
 /// One workload as it should be on this node, checked and complete: nothing here needs the API any more.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,10 +43,16 @@ pub struct Desired {
     pub grace: Duration,
     /// When it is given up.
     pub batch: Batch,
+    /// How soon containers that ended are started again.
+    pub backoff: RestartBackoff,
     /// How another revision replaces this one's predecessor.
     pub update: UpdateWish,
     /// Identifies the revision: changes exactly when a container has to be replaced.
     pub revision: String,
+    /// It must not run now, whatever its object says.
+    pub evicted: Option<Evicted>,
+    /// Why limits of what runs are not changed.
+    pub resize: Option<ResizeHold>,
     /// What has to come first; while there is anything, nothing new is started and nothing that runs is touched.
     pub waits: Vec<Wait>,
 }
@@ -77,6 +88,45 @@ pub struct UpdateWish {
     pub rollback: bool,
 }
 
+impl Desired {
+    /// What has to go is stopped, and sooner than by an edit.
+    pub fn unless_evicted(self, evicted: Option<Evicted>) -> Self {
+        match (evicted, self.intent) {
+            (Some(evicted), Intent::Run) => Self {
+                intent: Intent::Stop,
+                grace: self.grace.min(crate::eviction::LONGEST_GRACE),
+                evicted: Some(evicted),
+                ..self
+            },
+            _ => self,
+        }
+    }
+
+    /// All images that it needs, with the part that needs each, as [`Observed::images`] has them.
+    pub fn images(&self) -> impl Iterator<Item = (String, &ImageWish)> {
+        let containers = self.init.iter().chain(&self.containers).map(|wish| (wish.name.clone(), &wish.image));
+        containers.chain(self.volume_images())
+    }
+
+    /// Those of its volumes.
+    pub fn volume_images(&self) -> impl Iterator<Item = (String, &ImageWish)> {
+        self.sandbox.volumes.iter().filter_map(|(name, volume)| match volume {
+            VolumeWish::Image(image) => Some((image_of_volume(name), image)),
+            _ => None,
+        })
+    }
+}
+
+/// The key of a volume's image in [`Observed::images`]; no container has such a name.
+pub fn image_of_volume(name: &str) -> String {
+    format!("volume {name}")
+}
+
+/// Of a key of [`Observed::images`], for messages.
+pub fn image_user(key: &str) -> String {
+    if key.starts_with("volume ") { key.to_owned() } else { format!("container {key}") }
+}
+
 /// What should happen with the workload as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Intent {
@@ -99,13 +149,27 @@ pub struct Wait {
     pub about: About,
 }
 
+/// Why the limits of running containers are not changed as declared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ResizeHold {
+    /// A reason constant.
+    pub reason: &'static str,
+    /// The numbers.
+    pub message: String,
+}
+
 /// The part of a workload that a wait is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[allow(missing_docs)]
 pub enum About {
+    /// ConfigMaps and Secrets that are missing.
     Configuration,
+    /// Workloads that this one depends on.
     Dependencies,
+    /// Networks that are not there or not made yet.
     Networks,
+    /// Room on the node, and ResourceLimits.
+    Resources,
+    /// Volumes that are missing, not ready or in use elsewhere.
     Volumes,
 }
 
@@ -131,17 +195,22 @@ pub struct AttachWish {
     pub network: NetworkKey,
     /// Static addresses.
     pub addresses: Vec<IpAddr>,
+    /// What its link should be like.
+    pub link: LinkWish,
     /// The node is its gateway, so that ports can be published there.
     pub through_node: bool,
 }
 
 /// A port to be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct PortWish {
+    /// The node's address; `None` is each.
     pub host_ip: Option<IpAddr>,
+    /// The node's port.
     pub host_port: u16,
+    /// TCP, UDP or SCTP.
     pub protocol: Protocol,
+    /// The port in the sandbox.
     pub target_port: u16,
 }
 
@@ -149,11 +218,29 @@ pub struct PortWish {
 #[derive(Debug, Clone, PartialEq)]
 pub enum VolumeWish {
     /// A path that is there already: a Volume object's.
-    Path(std::path::PathBuf),
+    Path {
+        /// The path.
+        path: std::path::PathBuf,
+        /// Whether it is filled from the image of the first container that mounts it.
+        fill: Fill,
+    },
     /// A path of the node, checked when it is used.
     HostPath(std::path::PathBuf, HostPathType),
     /// A directory of the sandbox.
     Ephemeral(Ephemeral),
+    /// The files of an image.
+    Image(ImageWish),
+}
+
+/// What an empty Volume gets of the image of the first container that mounts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fill {
+    /// Nothing.
+    Nothing,
+    /// What the image has at the mount path.
+    Content,
+    /// The same, and the owner and mode of that directory.
+    ContentAndOwner,
 }
 
 /// One container as it should be.
@@ -167,6 +254,8 @@ pub struct ContainerWish {
     pub template: Template,
     /// Limits; may change while it runs.
     pub limits: Limits,
+    /// What the node sets aside for it.
+    pub requests: Amounts,
     /// Changes exactly when a running container must be replaced to match.
     pub hash: String,
     /// Probes, if any.
@@ -185,10 +274,12 @@ pub struct ContainerWish {
 
 /// The probes of a container.
 #[derive(Debug, Clone, Default, PartialEq)]
-#[allow(missing_docs)]
 pub struct Probes {
+    /// Before its first success the others do not begin.
     pub startup: Option<nodelet_crds::workload::Probe>,
+    /// A container that fails it is restarted.
     pub liveness: Option<nodelet_crds::workload::Probe>,
+    /// A container that fails it is not ready.
     pub readiness: Option<nodelet_crds::workload::Probe>,
 }
 
@@ -225,35 +316,60 @@ pub enum PullRule {
 
 /// The fixed part of a container's specification.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct Template {
+    /// In place of the image's ENTRYPOINT; empty keeps it.
     pub command: Vec<String>,
+    /// In place of the image's CMD.
     pub args: Vec<String>,
+    /// In place of the image's.
     pub working_dir: Option<String>,
+    /// In order, laid over the image's.
     pub env: Vec<(String, String)>,
+    /// Give it a terminal.
     pub tty: bool,
+    /// Keep its input open.
     // Part of the hash only where it is used: a container of an agent that did not know it stays as it is.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub stdin: bool,
+    /// Whoever attaches first ends the input by leaving.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stdin_once: bool,
+    /// What is mounted, in order.
     pub mounts: Vec<MountWish>,
+    /// Name, soft and hard limit.
     pub ulimits: Vec<(String, u64, u64)>,
+    /// Devices of the node.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceWish>,
+    /// Who it runs as and what it may do.
     pub security: Security,
+    /// Let it see the node's processes.
     pub host_pid: bool,
+    /// Let the containers see each other's processes.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub share_pid: bool,
+    /// How soon it is killed for memory.
     pub oom_score_adj: Option<i32>,
+    /// In place of the image's.
     pub stop_signal: Option<String>,
-    /// Rotation of its log.
+    /// Bytes of a file of its log.
     pub log_max_size: u64,
+    /// Files of its log that are kept.
     pub log_max_files: u32,
 }
 
 /// One mount of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[allow(missing_docs)]
 pub struct MountWish {
+    /// The name of a volume of the Workload.
     pub volume: String,
+    /// Absolute path in the container.
     pub path: String,
+    /// A part of the volume.
     pub sub_path: Option<String>,
+    /// Nothing can be written.
     pub read_only: bool,
+    /// As in the OCI specification; empty is `rprivate`.
     pub propagation: String,
 }
 
@@ -266,7 +382,7 @@ pub struct Observed {
     pub stale_sandboxes: BTreeSet<SandboxId>,
     /// All its containers, in whichever sandbox.
     pub containers: Vec<SeenContainer>,
-    /// Images that a start may need, by container name.
+    /// Images that a start may need, by container name or [`image_of_volume`].
     pub images: BTreeMap<String, SeenImage>,
     /// Containers that the API remembers from before, by name: the runtime's own records may be gone.
     pub remembered: BTreeMap<String, Remembered>,
@@ -324,6 +440,8 @@ pub struct SeenContainer {
     pub stopping: Option<Duration>,
     /// What the probes say.
     pub health: Health,
+    /// A change of its limits that is not in force.
+    pub resize: Option<Unfinished>,
 }
 
 impl SeenContainer {

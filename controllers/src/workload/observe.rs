@@ -14,10 +14,11 @@ use nodelet_drivers::images::{self, Fetch, Source, normalize};
 use nodelet_drivers::runtime::{Container, TaskState};
 use nodelet_drivers::{network, sandbox};
 
-use super::files;
 use super::model::{
-    ContainerWish, Desired, Health, Intent, Observed, PullRule, SeenContainer, SeenImage, SeenSandbox, VolumeWish,
+    ContainerWish, Desired, Health, ImageWish, Intent, Observed, PullRule, SeenContainer, SeenImage, SeenSandbox,
+    VolumeWish,
 };
+use super::{files, follow};
 use crate::context::Context;
 use crate::image_checks::Check;
 use crate::pulls::{FailureKind, PullState, RESOLVE_PATIENCE};
@@ -25,14 +26,17 @@ use crate::{credentials, image_signers};
 
 /// Something could not be read.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum Error {
+    /// The sandbox driver.
     #[error("reading the sandbox")]
     Sandbox(#[from] sandbox::Error),
+    /// The network driver.
     #[error("reading the network")]
     Network(#[from] network::Error),
+    /// The image driver.
     #[error("reading the images")]
     Images(#[from] images::Error),
+    /// The API did not answer as it should.
     #[error("reading from the API")]
     Api(#[from] kube::Error),
 }
@@ -130,6 +134,7 @@ fn seen(ctx: &Context, object: &Workload, desired: &Desired, container: Containe
         hash: label(labels::SPEC_HASH),
         heard: ctx.written.heard(&container.id).or_else(|| container.labels.get(labels::HEARD).cloned()),
         stopping: ctx.stops.since(&container.id),
+        resize: ctx.resizes.unfinished(&container.id),
         health,
         container,
     }
@@ -139,19 +144,23 @@ fn outdated_files(ctx: &Context, desired: &Desired) -> BTreeSet<String> {
     let id = &desired.sandbox.spec.id;
     let stale = |name: &str, volume: &VolumeWish| match volume {
         VolumeWish::Ephemeral(kind) => !ctx.written.is_current(id, name, &files::fingerprint(kind)),
-        VolumeWish::Path(_) | VolumeWish::HostPath(..) => false,
+        VolumeWish::Path { .. } | VolumeWish::HostPath(..) | VolumeWish::Image(_) => false,
     };
     desired.sandbox.volumes.iter().filter(|(name, v)| stale(name, v)).map(|(name, _)| name.clone()).collect()
 }
 
 /// Marks the containers that run another image than their reference stands for by now, where that is asked for: the
 /// container's policy is `Always` or `Newer`, and an Image refreshes the reference. They are then replaced as after
-/// an edit; one that was asked to stop for that is still so when it has ended.
+/// an edit; one that was asked to stop for that is still so when it has ended. With StartFirst it is another revision
+/// that runs the other image, see [`follow`].
 async fn outdated_images(
     ctx: &Context,
     desired: &Desired,
     containers: &mut [SeenContainer],
 ) -> Result<(), images::Error> {
+    if desired.update.start_first {
+        return Ok(());
+    }
     for wish in desired.init.iter().chain(&desired.containers) {
         let reference = &wish.image.fetch.reference;
         let follows = matches!(wish.image.policy, PullRule::Always | PullRule::Newer) && wish.image.digest.is_none();
@@ -159,7 +168,7 @@ async fn outdated_images(
             .iter_mut()
             .filter(|c| c.name == wish.name && c.hash == wish.hash && (c.is_live() || c.stopping.is_some()))
             .collect();
-        if !follows || mine.is_empty() || !is_refreshed(ctx, reference) {
+        if !follows || mine.is_empty() || !follow::is_refreshed(ctx, reference) {
             continue;
         }
         let Some(present) = ctx.drivers.images.get(reference).await? else { continue };
@@ -171,16 +180,6 @@ async fn outdated_images(
         }
     }
     Ok(())
-}
-
-/// Whether an Image of this node resolves the reference anew now and then.
-fn is_refreshed(ctx: &Context, reference: &str) -> bool {
-    let Ok(wanted) = normalize(reference) else { return false };
-    ctx.stores.images.state().iter().any(|image| {
-        let spec = &image.spec;
-        let here = spec.node_selector.as_ref().is_none_or(|selector| selector.matches(&ctx.settings.node_labels));
-        spec.refresh_seconds > 0 && here && normalize(&spec.reference).is_ok_and(|other| other == wanted)
-    })
 }
 
 /// The images of the containers that are not running as they should.
@@ -209,7 +208,12 @@ async fn images(
                 None => declared.insert(image_signers::declared(ctx).await?),
             };
             tell_of_ends(ctx, wish, containers);
-            images.insert(wish.name.clone(), image(ctx, object, wish, declared).await?);
+            images.insert(wish.name.clone(), image(ctx, object, &wish.image, declared).await?);
+        }
+    }
+    if let Some(declared) = &declared {
+        for (key, wish) in desired.volume_images() {
+            images.insert(key, image(ctx, object, wish, declared).await?);
         }
     }
     Ok(images)
@@ -229,17 +233,17 @@ fn tell_of_ends(ctx: &Context, wish: &ContainerWish, containers: &[SeenContainer
 async fn image(
     ctx: &Arc<Context>,
     object: &Workload,
-    wish: &ContainerWish,
+    wish: &ImageWish,
     declared: &[ImageObject],
 ) -> Result<SeenImage, Error> {
-    let reference = &wish.image.fetch.reference;
-    let mut fetch = match fetch(ctx, object, &wish.image.fetch, declared).await? {
+    let reference = &wish.fetch.reference;
+    let mut fetch = match fetch(ctx, object, &wish.fetch, declared).await? {
         Ok(fetch) => fetch,
         Err(message) => return Ok(SeenImage::Failed { reason: reasons::CONFIG_MISSING, message }),
     };
     let mut found = ctx.drivers.images.get(reference).await?;
-    let mut policy = wish.image.policy;
-    if let Some(digest) = &wish.image.digest {
+    let mut policy = wish.policy;
+    if let Some(digest) = &wish.digest {
         policy = PullRule::IfAbsent;
         if found.as_ref().is_none_or(|image| image.digest != *digest) {
             // The reference stands for another image by now: the recorded one is named by its digest.
@@ -305,7 +309,7 @@ async fn tell_of_pull(ctx: &Context, object: &Workload, fetch: &Fetch, state: &P
         PullState::Done(image) if before.is_some_and(|before| before.reason == reasons::IMAGES_PENDING) => {
             let took =
                 ctx.pulls.took(fetch).map_or_else(String::new, |took| format!(" after {:.1} s", took.as_secs_f64()));
-            let size = crate::image_collector::size(image.size);
+            let size = nodelet_drivers::room::size(image.size);
             let note = format!("Image {} is on the node{took}: {}, {size}", image.reference, image.digest);
             ctx.event(object, EventType::Normal, reasons::PULLED, note).await;
         }

@@ -5,10 +5,10 @@
 //! whose Workload the API denies when asked once more. If not a single Workload is known although the node is full
 //! of them, the store is suspected, not the node: nothing is removed, and it is said.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use kube::Api;
+use kube::{Api, ResourceExt};
 use nodelet_crds::labels;
 use nodelet_crds::workload::Workload;
 use nodelet_drivers::ids::SandboxId;
@@ -16,6 +16,7 @@ use nodelet_drivers::runtime::Container;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::{Context, chain};
+use crate::names;
 
 /// Looks after the start and at every audit, until `stop`.
 pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
@@ -50,17 +51,21 @@ async fn clear(ctx: &Context) -> Result<(), kube::Error> {
     let Some(containers) = ctx.containers.all() else { return Ok(()) };
     let owned = by_owner(containers, ctx.sandboxes.owners());
     let recorded = ctx.histories.recorded().await;
-    if owned.is_empty() && recorded.is_empty() {
+    let forsaken = forsaken(ctx).await;
+    if owned.is_empty() && recorded.is_empty() && forsaken.is_empty() {
         return Ok(());
     }
     // Asked anew: the watch may lag behind a Workload made this instant.
-    let known: std::collections::BTreeSet<String> = Api::<Workload>::all(ctx.client.clone())
-        .list(&Default::default())
-        .await?
-        .items
-        .into_iter()
-        .filter_map(|w| w.metadata.uid)
-        .collect();
+    let workloads = Api::<Workload>::all(ctx.client.clone()).list(&Default::default()).await?.items;
+    let known: BTreeSet<String> = workloads.iter().filter_map(|w| w.metadata.uid.clone()).collect();
+    if !known.is_empty() {
+        for id in forsaken.iter().filter(|id| !may_be_wanted(ctx, id, &workloads)) {
+            tracing::info!(sandbox = %id, "removing the directories of a sandbox that nobody wants any more");
+            if let Err(error) = super::apply::teardown(ctx, id).await {
+                tracing::warn!(sandbox = %id, "removing: {}", chain(&error));
+            }
+        }
+    }
     let orphans: Vec<_> = owned.into_iter().filter(|(uid, _)| !known.contains(uid)).collect();
     if orphans.is_empty() {
         if !known.is_empty() {
@@ -84,8 +89,32 @@ async fn clear(ctx: &Context) -> Result<(), kube::Error> {
     Ok(())
 }
 
+/// Sandboxes with directories or mounts that have neither a record nor a container: a boot took their records, and
+/// their workloads went while nobody looked, or another revision was wanted by then.
+async fn forsaken(ctx: &Context) -> Vec<SandboxId> {
+    let mut found = match ctx.drivers.volumes.list_ephemeral().await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!("looking for directories of sandboxes: {}", chain(&error));
+            return Vec::new();
+        }
+    };
+    // After them: a sandbox is in the index before it has any directory.
+    let containers = ctx.containers.all().unwrap_or_default();
+    let used: BTreeSet<&str> =
+        containers.iter().filter_map(|c| c.labels.get(labels::SANDBOX)).map(String::as_str).collect();
+    found.retain(|id| ctx.sandboxes.owner(id).is_none() && !used.contains(id.as_str()));
+    found
+}
+
+/// A Workload of such a name is still to get its sandbox: after a boot it may be this one, with what it holds.
+fn may_be_wanted(ctx: &Context, id: &SandboxId, workloads: &[Workload]) -> bool {
+    let is_waiting = |w: &Workload| ctx.sandboxes.of_workload(w.metadata.uid.as_deref().unwrap_or_default()).is_empty();
+    workloads.iter().any(|w| names::is_sandbox_of(id, &w.name_any()) && is_waiting(w))
+}
+
 /// Removes the records of revisions of Workloads that are gone.
-async fn forget(ctx: &Context, recorded: Vec<String>, known: &std::collections::BTreeSet<String>) {
+async fn forget(ctx: &Context, recorded: Vec<String>, known: &BTreeSet<String>) {
     for uid in recorded.into_iter().filter(|uid| !known.contains(uid)) {
         if let Err(error) = ctx.histories.remove(&uid).await {
             tracing::warn!(uid, "removing a record of revisions: {error}");

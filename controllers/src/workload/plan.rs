@@ -20,6 +20,7 @@
 //!     next one waits until it is started. From then on it runs beside the containers and is restarted whenever it
 //!     ends. It is stopped when all containers have ended, the last one first, and keeps no workload from its end.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -39,6 +40,15 @@ pub use sandbox::published_ports;
 
 /// Between the move of the published ports and the request to stop: requests under way reach their end.
 pub const DRAIN: Duration = Duration::from_secs(1);
+
+/// An image on the node that a container mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UsedImage {
+    /// The image record.
+    pub name: String,
+    /// Its digest.
+    pub digest: String,
+}
 
 /// Everything to be done now for one workload.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -119,6 +129,8 @@ pub enum Step {
         image: String,
         /// Its digest.
         digest: String,
+        /// The images that it mounts, by volume.
+        volumes: BTreeMap<String, UsedImage>,
     },
     /// Tell a container by SIGHUP that files it mounts have changed.
     Signal {
@@ -252,10 +264,10 @@ impl<'a> Planner<'a> {
         self.desired.waits.iter().any(|wait| !(begun && matches!(wait.about, About::Dependencies | About::Networks)))
     }
 
-    /// There is a container other than an init container.
+    /// There is a container other than an init container, since the boot: that takes the sandbox and leaves records.
     fn has_begun(&self) -> bool {
         let ours = self.desired.sandbox.spec.id.as_str();
-        self.observed.containers.iter().any(|c| !c.init && c.sandbox == ours)
+        self.observed.sandbox.is_some() && self.observed.containers.iter().any(|c| !c.init && c.sandbox == ours)
     }
 
     fn images_present(&self) -> bool {
@@ -305,4 +317,4 @@ fn elapsed(start: Timestamp, end: Timestamp) -> Duration {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -127,6 +127,7 @@ async fn preview(ctx: &Arc<Context>, object: &Workload, others: &[Value]) -> Res
         return Ok(preview);
     }
     let mut references = dereference::dereference(ctx, object).await?;
+    references.fit = ctx.places.look(ctx, object);
     lay_over(&mut references, others, &preview.namespace)?;
     let place = desired::Place::of(ctx);
     let is_going = object.metadata.deletion_timestamp.is_some() || object.spec.stopped;
@@ -170,10 +171,10 @@ async fn images(
 ) -> Result<Vec<Pull>, Error> {
     let declared = image_signers::declared(ctx).await?;
     let mut pulls: BTreeMap<String, Pull> = BTreeMap::new();
-    for wish in desired.init.iter().chain(&desired.containers) {
-        let mut reference = wish.image.fetch.reference.clone();
+    for (key, wish) in desired.images() {
+        let mut reference = wish.fetch.reference.clone();
         let mut found = ctx.drivers.images.get(&reference).await.map_err(observe::Error::from)?;
-        if let Some(digest) = &wish.image.digest
+        if let Some(digest) = &wish.digest
             && found.as_ref().is_none_or(|image| image.digest != *digest)
         {
             reference = observe::by_digest(&reference, digest);
@@ -182,7 +183,7 @@ async fn images(
         let seen = match found {
             Some(image) => SeenImage::Present { name: image.reference, digest: image.digest },
             None => {
-                let mut fetch = wish.image.fetch.clone();
+                let mut fetch = wish.fetch.clone();
                 if let Ok(found) = observe::fetch(ctx, object, &fetch, &declared).await? {
                     fetch = found;
                 }
@@ -200,7 +201,7 @@ async fn images(
                 SeenImage::Present { name: reference, digest: String::new() }
             }
         };
-        observed.images.insert(wish.name.clone(), seen);
+        observed.images.insert(key, seen);
     }
     Ok(pulls.into_values().collect())
 }

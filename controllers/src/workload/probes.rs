@@ -24,6 +24,9 @@ mod check;
 
 pub use check::{Target, http_get};
 
+/// How long a runtime that is busy may take to start and to end a program. The kubelet gives it as long.
+const EXEC_OVERHEAD: Duration = Duration::from_secs(120);
+
 /// The probing tasks of the node.
 pub struct Probers {
     tasks: Mutex<HashMap<ContainerId, Entry>>,
@@ -200,9 +203,12 @@ impl Prober {
 
     async fn check(&self, probe: &Probe) -> bool {
         let limit = Duration::from_secs(u64::from(probe.timeout_seconds.max(1)));
-        let result = match tokio::time::timeout(limit, check::check(&self.ctx, &self.target, probe, limit)).await {
+        // The runtime ends a program that takes too long, and the next one waits until it has: on a node that cannot
+        // keep up they would pile up else. What starting and ending it takes is not the program's fault.
+        let within = if probe.exec.is_some() { limit + EXEC_OVERHEAD } else { limit };
+        let result = match tokio::time::timeout(within, check::check(&self.ctx, &self.target, probe, limit)).await {
             Ok(result) => result,
-            Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
+            Err(_) => Err(format!("no answer within {} s", within.as_secs())),
         };
         if let Err(why) = &result {
             tracing::debug!(container = %self.target.container, why, "probe failed");

@@ -12,6 +12,7 @@ use nodelet_crds::resource_limit::ResourceLimit;
 use nodelet_crds::volume::Volume;
 use nodelet_crds::workload::Workload;
 
+use super::fit;
 use crate::context::Context;
 use crate::controller::object_ref;
 
@@ -54,12 +55,17 @@ pub fn users_of_limit(ctx: &Context, object: &ResourceLimit) -> Vec<ObjectRef<Wo
     workloads_where(ctx, object.namespace(), |w| w.spec.resource_limit.as_deref() == Some(&name))
 }
 
-/// Workloads that wait for this one, or live in its network namespace.
+/// Workloads that wait for this one or for its place, or live in its network namespace.
 pub fn dependents_of(ctx: &Context, object: &Workload) -> Vec<ObjectRef<Workload>> {
-    let name = object.name_any();
-    workloads_where(ctx, object.namespace(), |w| {
-        w.spec.depends_on.iter().any(|d| d.name == name) || w.spec.network_of.as_deref() == Some(&name)
-    })
+    let (name, namespace) = (object.name_any(), object.namespace());
+    let waits_for_it =
+        |w: &Workload| w.spec.depends_on.iter().any(|d| d.name == name) || w.spec.network_of.as_deref() == Some(&name);
+    let workloads = ctx.stores.workloads.state();
+    let woken = workloads.iter().filter(|w| {
+        let other = w.metadata.uid != object.metadata.uid;
+        (w.namespace() == namespace && waits_for_it(w)) || (other && fit::is_waiting(w))
+    });
+    woken.map(|w| ObjectRef::from_obj(&**w)).collect()
 }
 
 /// The Volumes that a Workload mounts: their use changed.

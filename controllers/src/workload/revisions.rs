@@ -24,7 +24,8 @@ use nodelet_drivers::ids::SandboxId;
 use serde::{Deserialize, Serialize};
 
 use super::dereference::References;
-use super::model::{Desired, Observed};
+use super::follow::Followed;
+use super::model::{Desired, Observed, VolumeWish, image_of_volume};
 use super::update::Progress;
 
 /// Revisions kept besides the present one, unless the spec says otherwise.
@@ -61,7 +62,10 @@ pub struct Revision {
     pub config_maps: BTreeMap<String, Option<ConfigMap>>,
     /// The Secrets it named.
     pub secrets: BTreeMap<String, Option<Secret>>,
-    /// Digests of the images, by container.
+    /// What its images were followed to, which is part of the identity.
+    #[serde(default)]
+    pub followed: Followed,
+    /// Digests of the images, by container or [`image_of_volume`].
     pub digests: BTreeMap<String, String>,
     /// When it was found good.
     pub at: Timestamp,
@@ -183,7 +187,14 @@ impl Revision {
     ) -> Self {
         let ours = desired.sandbox.spec.id.as_str();
         let containers = observed.containers.iter().filter(|c| c.sandbox == ours);
-        let digest = |labels: &BTreeMap<String, String>| labels.get(labels::IMAGE_DIGEST).cloned();
+        let digests = containers.flat_map(|container| {
+            let all = &container.container.labels;
+            let own = all.get(labels::IMAGE_DIGEST).map(|digest| (container.name.clone(), digest.clone()));
+            let of_volume = |(label, digest): (&String, &String)| {
+                Some((image_of_volume(labels::volume_of_image(label)?), digest.clone()))
+            };
+            own.into_iter().chain(all.iter().filter_map(of_volume))
+        });
         Self {
             number: 0,
             id: desired.revision.clone(),
@@ -193,7 +204,8 @@ impl Revision {
             restarted_at: object.annotations().get(labels::RESTARTED_AT).cloned(),
             config_maps: content(&references.config_maps),
             secrets: content(&references.secrets),
-            digests: containers.filter_map(|c| Some((c.name.clone(), digest(&c.container.labels)?))).collect(),
+            followed: references.followed.clone(),
+            digests: digests.collect(),
             at: Timestamp::from_second(now.as_second()).unwrap_or(now),
         }
     }
@@ -221,12 +233,18 @@ impl Revision {
     pub fn restore(&self, references: &mut References) {
         references.config_maps.clone_from(&self.config_maps);
         references.secrets.clone_from(&self.secrets);
+        references.followed.clone_from(&self.followed);
     }
 
     /// The images as they were.
     pub fn pin(&self, desired: &mut Desired) {
         for wish in desired.init.iter_mut().chain(&mut desired.containers) {
             wish.image.digest = self.digests.get(&wish.name).cloned();
+        }
+        for (name, volume) in &mut desired.sandbox.volumes {
+            if let VolumeWish::Image(image) = volume {
+                image.digest = self.digests.get(&image_of_volume(name)).cloned();
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use nodelet_crds::workload::security::{ProcMount, SecurityProfile, SecurityProfileType};
 use nodelet_crds::workload::{Container, Workload};
-use nodelet_drivers::runtime::{Seccomp, Security};
+use nodelet_drivers::runtime::{AppArmor, Seccomp, Security};
 
 use crate::invalid::Invalid;
 
@@ -52,11 +52,11 @@ fn seccomp(profile: Option<&SecurityProfile>, path: &str, data_dir: &Path) -> Re
     })
 }
 
-fn apparmor(profile: Option<&SecurityProfile>) -> Option<String> {
+fn apparmor(profile: Option<&SecurityProfile>) -> Option<AppArmor> {
     let profile = profile?;
-    match profile.type_ {
-        SecurityProfileType::RuntimeDefault => None,
-        SecurityProfileType::Unconfined => Some("unconfined".to_owned()),
-        SecurityProfileType::Localhost => profile.localhost_profile.clone(),
-    }
+    Some(match profile.type_ {
+        SecurityProfileType::RuntimeDefault => AppArmor::RuntimeDefault,
+        SecurityProfileType::Unconfined => AppArmor::Unconfined,
+        SecurityProfileType::Localhost => AppArmor::Localhost(profile.localhost_profile.clone().unwrap_or_default()),
+    })
 }

@@ -16,6 +16,8 @@ use nodelet_drivers::failpoint::passed;
 use nodelet_drivers::ids::ContainerId;
 use nodelet_drivers::runtime::{Exit, TaskState};
 
+mod resources;
+
 use super::Update;
 use super::model::{
     About, ContainerWish, Desired, GivenUp, Health, Intent, Observed, Remembered, SeenContainer, SeenImage,
@@ -173,6 +175,7 @@ fn compute(object: &Workload, report: &Report<'_>, node: &str, now: Time) -> Wor
             for (type_, holds, reason, message) in seen.conditions(phase, &serving) {
                 set_condition(&mut status.conditions, type_, holds, reason, message, generation, now.clone());
             }
+            resources::set_conditions(&mut status.conditions, desired, observed, generation, &now);
             status.summarize();
             let ready = serving.iter().filter(|container| container.ready).count();
             status.ready_containers = Some(format!("{ready}/{}", serving.len()));
@@ -221,11 +224,16 @@ impl Seen<'_> {
             image: wish.image.fetch.reference.clone(),
             image_id: current.container.labels.get(labels::IMAGE_DIGEST).cloned().unwrap_or_default(),
             container_id: id.clone(),
+            allocated_resources: match &self.desired.resize {
+                Some(_) => previous.allocated_resources.clone(),
+                None => resources::allocated(wish.requests),
+            },
             ..Default::default()
         };
         match &current.container.state {
             TaskState::Running { .. } | TaskState::Paused { .. } => {
                 status.state = ContainerState::running(started_at);
+                status.resources = resources::in_force(&current.container.limits);
                 status.started = Some(current.health.started);
                 status.ready = (!init || wish.sidecar) && current.health.started && current.health.ready;
             }
@@ -263,6 +271,8 @@ impl Seen<'_> {
             image: wish.image.fetch.reference.clone(),
             image_id: previous.image_id,
             container_id: previous.container_id,
+            allocated_resources: None,
+            resources: None,
         }
     }
 
@@ -270,8 +280,13 @@ impl Seen<'_> {
         match (self.hold(&wish.name), self.desired.intent) {
             (Some(hold), _) => ContainerState::waiting(hold.reason, hold.message.clone()),
             (None, Intent::Run) => ContainerState::waiting(reasons::STARTING, ""),
+            (None, _) if self.desired.evicted.is_some() => ContainerState::waiting(self.stop_reason(), ""),
             (None, Intent::Stop | Intent::Delete) => ContainerState::waiting(reasons::STOPPED, ""),
         }
+    }
+
+    fn stop_reason(&self) -> &'static str {
+        self.desired.evicted.as_ref().map_or(reasons::STOPPED, |evicted| evicted.reason)
     }
 
     /// How the predecessor of `current` ended.
@@ -312,7 +327,13 @@ impl Seen<'_> {
         }
         if self.desired.intent != Intent::Run {
             let over = self.observed.containers.is_empty();
-            return if over { WorkloadPhase::Stopped } else { self.previous.phase.unwrap_or_default() };
+            return if over && self.desired.evicted.is_some() {
+                WorkloadPhase::Pending
+            } else if over {
+                WorkloadPhase::Stopped
+            } else {
+                self.previous.phase.unwrap_or_default()
+            };
         }
         if self.plan.given_up.is_some() {
             return WorkloadPhase::Failed;
@@ -438,6 +459,9 @@ impl Seen<'_> {
         if let Some(stuck) = self.plan.holds.iter().find(|hold| hold.reason == reasons::KILL_FAILED) {
             return (false, stuck.reason, format!("container {} {}", stuck.container, stuck.message));
         }
+        if let Some(evicted) = &self.desired.evicted {
+            return (false, evicted.reason, evicted.message.clone());
+        }
         match phase {
             WorkloadPhase::Succeeded => return (false, reasons::COMPLETED, "all containers ended well".to_owned()),
             WorkloadPhase::Stopped => return (false, reasons::STOPPED, "spec.stopped is true".to_owned()),
@@ -553,6 +577,9 @@ async fn announce(ctx: &Context, object: &Workload, status: &WorkloadStatus) {
             ctx.event(object, EventType::Warning, reasons::BACK_OFF, note).await;
         }
     }
+    for (reason, message) in resources::news(&before.conditions, &status.conditions) {
+        ctx.event(object, EventType::Warning, reason, message.to_owned()).await;
+    }
     let reason_of = |conditions: &[Condition]| {
         find_condition(conditions, condition_type::READY).map(|c| (c.status.clone(), c.reason.clone()))
     };
@@ -563,6 +590,9 @@ async fn announce(ctx: &Context, object: &Workload, status: &WorkloadStatus) {
         reasons::CONFIG_MISSING,
         reasons::WAITING_FOR_DEPENDENCY,
         reasons::VOLUME_IN_USE,
+        reasons::INSUFFICIENT_RESOURCES,
+        reasons::EVICTED,
+        reasons::PREEMPTED,
         reasons::NOT_FOUND,
         reasons::DEADLINE_EXCEEDED,
         reasons::BACKOFF_LIMIT_EXCEEDED,

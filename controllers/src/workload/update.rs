@@ -14,7 +14,7 @@ use nodelet_drivers::ids::SandboxId;
 use nodelet_drivers::runtime::TaskState;
 
 use super::dereference::References;
-use super::model::{ContainerWish, Desired, Observed, SeenContainer, SeenImage, UpdateWish};
+use super::model::{ContainerWish, Desired, Observed, SeenContainer, SeenImage, UpdateWish, image_user};
 use crate::invalid::Invalid;
 use crate::names;
 
@@ -162,7 +162,7 @@ fn failure(desired: &Desired, observed: &Observed, progress: &Progress) -> Optio
             ]
             .contains(reason)
         {
-            return Some(format!("container {name}: {message}"));
+            return Some(format!("{}: {message}", image_user(name)));
         }
     }
     let inits = desired.init.iter().map(|wish| (wish, true));
@@ -183,7 +183,7 @@ fn overdue(desired: &Desired, observed: &Observed) -> String {
     let mut causes: Vec<String> = Vec::new();
     for (name, image) in &observed.images {
         if let SeenImage::Failed { message, .. } | SeenImage::Pulling { message } = image {
-            causes.push(format!("container {name}: {message}"));
+            causes.push(format!("{}: {message}", image_user(name)));
         }
     }
     for wish in &desired.containers {

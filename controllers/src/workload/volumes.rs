@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use kube::ResourceExt;
 use nodelet_crds::common::{condition_type, find_condition};
 use nodelet_crds::reasons;
-use nodelet_crds::volume::VolumePhase;
+use nodelet_crds::volume::{PopulateFrom, VolumePhase, VolumeSpec};
 use nodelet_crds::workload::volume_source::{DownwardApiVolumeFile, KeyProjection, ProjectedVolumeSource};
 use nodelet_crds::workload::{
     EmptyDirMedium, EmptyDirVolumeSource, KeyToPath, OnChange, VolumeReference, VolumeSource, Workload,
@@ -14,9 +14,11 @@ use nodelet_crds::workload::{
 use nodelet_drivers::volumes::{Ephemeral, FileContent};
 
 use super::dereference::References;
-use super::env::{field, missing};
+use super::desired::Place;
+use super::desired::image_wish;
+use super::env::{field, missing, resource};
 use super::files::fingerprint;
-use super::model::{About, VolumeWish, Wait};
+use super::model::{About, Fill, VolumeWish, Wait};
 use crate::invalid::Invalid;
 use crate::names::short_hash;
 
@@ -39,7 +41,7 @@ pub struct Volumes {
 pub fn volumes(
     object: &Workload,
     references: &References,
-    node: &str,
+    place: &Place,
     waits: &mut Vec<Wait>,
 ) -> Result<Volumes, Invalid> {
     let group = object.spec.security_context.as_ref().and_then(|context| context.fs_group);
@@ -54,7 +56,7 @@ pub fn volumes(
                 if let Some((_, true)) = wish {
                     volumes.read_only.insert(name.clone());
                 }
-                wish.map(|(path, _)| VolumeWish::Path(path))
+                wish.map(|(wish, _)| wish)
             }
             Some(VolumeSource::EmptyDir(source)) => Some(VolumeWish::Ephemeral(empty_dir(source, &path)?)),
             Some(VolumeSource::HostPath(source)) => {
@@ -87,19 +89,24 @@ pub fn volumes(
             Some(VolumeSource::DownwardApi(source)) => {
                 let mode = source.default_mode.map_or(0o644, u32::from);
                 let mut files = BTreeMap::new();
-                fields(object, &source.items, mode, node, &format!("{path}.downwardAPI"), &mut files)?;
+                fields(object, &source.items, mode, place, &format!("{path}.downwardAPI"), &mut files)?;
                 Some(VolumeWish::Ephemeral(Ephemeral::Files { files, in_memory: false, gid: group }))
             }
             Some(VolumeSource::Projected(source)) => {
-                projected(object, source, references, node, &format!("{path}.projected"), group, waits)?
+                projected(object, source, references, place, &format!("{path}.projected"), group, waits)?
                     .map(VolumeWish::Ephemeral)
             }
-            Some(VolumeSource::Image(_)) => {
-                // Refused before as unsupported.
-                return Err(Invalid::field(path, "this source is not supported"));
+            Some(VolumeSource::Image(source)) => {
+                volumes.read_only.insert(name.clone());
+                let path = format!("{path}.image.reference");
+                Some(VolumeWish::Image(image_wish(&path, &source.reference, source.pull_policy)?))
             }
             None => return Err(Invalid::field(path, "exactly one source is needed")),
         };
+        if matches!(wish, Some(VolumeWish::Ephemeral(Ephemeral::Files { .. }))) {
+            // As in Kubernetes: what is written there would be gone with the next update.
+            volumes.read_only.insert(name.clone());
+        }
         match wish {
             Some(wish) => {
                 volumes.wishes.insert(name, wish);
@@ -126,13 +133,13 @@ fn changing(volumes: &mut Volumes, name: &str, files: Ephemeral, on_change: OnCh
     VolumeWish::Ephemeral(files)
 }
 
-/// The path of a Volume object, and whether it may be mounted for reading only.
+/// The path of a Volume object with what it is filled with, and whether it may be mounted for reading only.
 fn volume_object(
     reference: &VolumeReference,
     path: &str,
     references: &References,
     waits: &mut Vec<Wait>,
-) -> Option<(PathBuf, bool)> {
+) -> Option<(VolumeWish, bool)> {
     let name = &reference.name;
     let mut wait = |reason, message: String| {
         waits.push(Wait { reason, message: format!("{path}: {message}"), about: About::Volumes });
@@ -150,7 +157,10 @@ fn volume_object(
     let status = volume.status.clone().unwrap_or_default();
     let ready = matches!(status.phase, Some(VolumePhase::Ready | VolumePhase::InUse));
     match status.path {
-        Some(path) if ready => Some((PathBuf::from(path), super::desired::is_read_only(volume.spec.access_mode))),
+        Some(path) if ready => {
+            let wish = VolumeWish::Path { path: PathBuf::from(path), fill: fill(&volume.spec) };
+            Some((wish, super::desired::is_read_only(volume.spec.access_mode)))
+        }
         _ => {
             let why = find_condition(&status.conditions, condition_type::READY).map_or("", |c| c.message.as_str());
             let message = format!("Volume {name:?} is not ready: {why}");
@@ -159,11 +169,19 @@ fn volume_object(
     }
 }
 
+fn fill(spec: &VolumeSpec) -> Fill {
+    match (spec.populate_from, &spec.owner) {
+        (PopulateFrom::None, _) => Fill::Nothing,
+        (PopulateFrom::Image, Some(_)) => Fill::Content,
+        (PopulateFrom::Image, None) => Fill::ContentAndOwner,
+    }
+}
+
 fn empty_dir(source: &EmptyDirVolumeSource, path: &str) -> Result<Ephemeral, Invalid> {
     let limit = source.size_limit.as_ref().map(|q| q.bytes()).transpose();
     let size_limit = limit.map_err(|error| Invalid::field(format!("{path}.emptyDir.sizeLimit"), error))?;
     Ok(match source.medium {
-        EmptyDirMedium::Disk => Ephemeral::Disk,
+        EmptyDirMedium::Disk => Ephemeral::Disk { size_limit },
         EmptyDirMedium::Memory => Ephemeral::Memory { size_limit },
     })
 }
@@ -227,24 +245,30 @@ fn files(
     Some(Ephemeral::Files { files, in_memory, gid })
 }
 
-/// Adds a file for each field of the object that is named.
+/// Adds a file for each field of the object, and each amount of a container's resources, that is named.
 fn fields(
     object: &Workload,
     items: &[DownwardApiVolumeFile],
     mode: u32,
-    node: &str,
+    place: &Place,
     path: &str,
     files: &mut BTreeMap<String, FileContent>,
 ) -> Result<(), Invalid> {
     for (index, item) in items.iter().enumerate() {
-        let Some(selector) = &item.field_ref else { continue };
-        let text = match selector.field_path.as_str() {
-            "metadata.labels" => pairs(object.labels()),
-            "metadata.annotations" => pairs(object.annotations()),
-            other => field(object, other, node).ok_or_else(|| {
-                let message = format!("{other:?} is not a field that can be shown");
-                Invalid::field(format!("{path}.items[{index}].fieldRef.fieldPath"), message)
-            })?,
+        let path = format!("{path}.items[{index}]");
+        let text = match (&item.field_ref, &item.resource_field_ref) {
+            (Some(selector), _) => match selector.field_path.as_str() {
+                "metadata.labels" => pairs(object.labels()),
+                "metadata.annotations" => pairs(object.annotations()),
+                other => field(object, other, &place.node).ok_or_else(|| {
+                    let message = format!("{other:?} is not a field that can be shown");
+                    Invalid::field(format!("{path}.fieldRef.fieldPath"), message)
+                })?,
+            },
+            (None, Some(selector)) => {
+                resource(object, None, selector, &format!("{path}.resourceFieldRef"), place.capacity)?
+            }
+            (None, None) => continue,
         };
         let mode = item.mode.map_or(mode, u32::from);
         files.insert(item.path.clone(), FileContent { data: text.into_bytes(), mode });
@@ -262,7 +286,7 @@ fn projected(
     object: &Workload,
     source: &ProjectedVolumeSource,
     references: &References,
-    node: &str,
+    place: &Place,
     path: &str,
     gid: Option<u32>,
     waits: &mut Vec<Wait>,
@@ -289,7 +313,7 @@ fn projected(
         }
         if let Some(projection) = &part.downward_api {
             let path = format!("{path}.sources[{index}].downwardAPI");
-            fields(object, &projection.items, mode, node, &path, &mut all)?;
+            fields(object, &projection.items, mode, place, &path, &mut all)?;
         }
     }
     Ok(complete.then_some(Ephemeral::Files { files: all, in_memory, gid }))
@@ -303,7 +327,7 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "apiVersion": "nodelet.dev/v1alpha1", "kind": "Workload",
             "metadata": {"name": "web", "namespace": "shop", "labels": {"b": "2", "a": "x\"y"}},
-            "spec": {"containers": [], "volumes": volumes},
+            "spec": {"containers": [{"name": "app", "image": "i", "resources": {"limits": {"memory": "64Mi"}}}], "volumes": volumes},
         }))
         .unwrap()
     }
@@ -318,9 +342,19 @@ mod tests {
         }
     }
 
+    fn place() -> Place {
+        Place {
+            node: "edge".to_owned(),
+            cgroups: nodelet_drivers::ids::CgroupPath::new("/nodelet").unwrap(),
+            data_dir: "/var/lib/nodelet".into(),
+            capacity: (4, 1 << 30),
+            backoff: Default::default(),
+        }
+    }
+
     fn only(volumes: serde_json::Value) -> (Option<Ephemeral>, Vec<Wait>) {
         let mut waits = Vec::new();
-        let mut made = super::volumes(&workload(volumes), &references(), "edge", &mut waits).unwrap();
+        let mut made = super::volumes(&workload(volumes), &references(), &place(), &mut waits).unwrap();
         let wish = made.wishes.remove("v").map(|wish| match wish {
             VolumeWish::Ephemeral(kind) => kind,
             other => panic!("{other:?}"),
@@ -334,15 +368,33 @@ mod tests {
             {"configMap": {"name": "c", "items": [{"key": "k", "path": "d/k", "mode": 0o400}]}},
             {"secret": {"name": "s"}},
             {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+            {"downwardAPI": {"items": [
+                {"path": "mem", "resourceFieldRef": {"containerName": "app", "resource": "limits.memory", "divisor": "1Mi"}},
+                {"path": "cpu", "mode": 0o400, "resourceFieldRef": {"containerName": "app", "resource": "limits.cpu"}},
+            ]}},
         ]}}]));
         let file = |data: &[u8], mode| FileContent { data: data.to_vec(), mode };
         let expected = BTreeMap::from([
             ("d/k".to_owned(), file(b"v", 0o400)),
             ("p".to_owned(), file(b"pw", 0o644)),
             ("labels".to_owned(), file(b"a=\"x\\\"y\"\nb=\"2\"\n", 0o644)),
+            ("mem".to_owned(), file(b"64", 0o644)),
+            ("cpu".to_owned(), file(b"4", 0o400)),
         ]);
         assert!(files == Some(Ephemeral::Files { files: expected, in_memory: true, gid: None }));
         assert_eq!(waits, []);
+    }
+
+    #[test]
+    fn amounts_in_files_name_their_container() {
+        for (container, message) in [(serde_json::Value::Null, "is needed"), ("none".into(), "there is no container")] {
+            let reference = serde_json::json!({"containerName": container, "resource": "limits.cpu"});
+            let object = workload(serde_json::json!([{"name": "v", "downwardAPI": {"items": [
+                {"path": "cpu", "resourceFieldRef": reference}]}}]));
+            let error = super::volumes(&object, &references(), &place(), &mut Vec::new()).unwrap_err();
+            let path = "spec.volumes[0].downwardAPI.items[0].resourceFieldRef.containerName";
+            assert!(error.message.contains(path) && error.message.contains(message), "{}", error.message);
+        }
     }
 
     #[test]

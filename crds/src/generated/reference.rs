@@ -1,6 +1,9 @@
 //! The reference page, made from the schemas. Test code: the page is a checked-in file, compared with this.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
@@ -10,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     ImageSpec, NetworkSpec, ResourceLimitSpec, VolumeSpec, WorkloadSpec,
-    unsupported::{Declared, Limitation, Refused},
+    unsupported::{Declared, Limitation},
 };
 
 const INTRODUCTION: &str = "\
@@ -47,7 +50,7 @@ fn kind(page: &mut String, crd: &CustomResourceDefinition) {
     writeln!(page, "\n## {}\n\n{}\n", names.kind, schema.description.as_deref().unwrap_or_default()).unwrap();
     writeln!(page, "{}, plural `{}`, short `{short}`.", crd.spec.scope, names.plural).unwrap();
 
-    let mut table = Table { limitations: limitations(&names.kind), ..Default::default() };
+    let mut table = Table { limited: limited(&names.kind), ..Default::default() };
     for (part, properties) in schema.properties.iter().flatten() {
         table.rows.clear();
         if part == "spec" {
@@ -83,7 +86,7 @@ struct Table {
     /// Objects that were described, by their schema, with the place.
     described: BTreeMap<String, String>,
     /// What is not carried out, by path.
-    limitations: BTreeMap<String, Refused>,
+    limited: BTreeSet<String>,
 }
 
 impl Table {
@@ -99,15 +102,8 @@ impl Table {
         if let Some(place) = &seen {
             write!(description, " Fields as `{place}`.").unwrap();
         }
-        match self.limitations.get(&path.replace("[]", "")) {
-            Some(Refused::Set) => description.push_str(" ⛔"),
-            Some(Refused::Values(values)) => {
-                let values = values.iter().map(|value| format!("`{value}`")).collect::<Vec<_>>().join(", ");
-                write!(description, " ⛔ {values}").unwrap();
-            }
-            Some(Refused::AllBut(_)) => description.push_str(" ⛔ all others"),
-            Some(Refused::Without(other)) => write!(description, " ⛔ without `{other}`").unwrap(),
-            None => {}
+        if self.limited.contains(&path.replace("[]", "")) {
+            description.push_str(" ⛔ all others");
         }
         let default = schema.default.as_ref().map_or(String::new(), |default| match &default.0 {
             Value::String(text) => format!("`{text}`"),
@@ -205,8 +201,8 @@ fn escape(text: &str) -> String {
     text.replace("\n\n", " ").replace('|', "\\|")
 }
 
-/// What is not carried out of a kind, by path without brackets.
-fn limitations(kind: &str) -> BTreeMap<String, Refused> {
+/// Fields of a kind of which not all values are carried out, without brackets.
+fn limited(kind: &str) -> BTreeSet<String> {
     let tables = match kind {
         "Image" => ImageSpec::LIMITATIONS,
         "Volume" => VolumeSpec::LIMITATIONS,
@@ -217,7 +213,7 @@ fn limitations(kind: &str) -> BTreeMap<String, Refused> {
     };
     let full = |base: &str, limitation: &Limitation| {
         let path = if base.is_empty() { limitation.path.to_owned() } else { format!("{base}.{}", limitation.path) };
-        (format!("spec.{}", path.replace("[]", "")), limitation.refused)
+        format!("spec.{}", path.replace("[]", ""))
     };
     tables.iter().flat_map(|(base, table)| table.iter().map(move |limitation| full(base, limitation))).collect()
 }

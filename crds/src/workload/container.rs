@@ -8,7 +8,7 @@ use super::{
     probe::{Lifecycle, Probe},
     security::SecurityContext,
 };
-use crate::{image::PullPolicy, quantity::Quantity};
+use crate::{image::PullPolicy, quantity::Quantity, resource_limit::IoLimit};
 
 /// Elements that are neither empty nor `.` or `..`, joined by slashes; or nothing. A pattern, not a rule: the cost of
 /// a rule that looks into paths is multiplied by all mounts of all containers, and passes what an API server admits.
@@ -70,12 +70,20 @@ pub struct Container {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
     pub env_from: Vec<EnvFromSource>,
+    /// Devices of the node that the container gets, beside the harmless ones that all have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["path"]))]
+    pub devices: Vec<Device>,
     /// Give the container a terminal.
     #[serde(default)]
     pub tty: bool,
     /// Keep standard input open, for `attach`.
     #[serde(default)]
     pub stdin: bool,
+    /// End standard input when the first who attached to it has left. On a terminal the end is typed (Ctrl-D). Default:
+    /// false, it stays open for as long as the container runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdin_once: Option<bool>,
     /// Ports that the container serves, and where the node publishes them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
@@ -246,6 +254,10 @@ pub struct OptionalReference {
     validation = (
         "!has(self.hostIP) || self.hostIP == '' || has(self.hostPort)",
         "hostIP has a meaning with hostPort only"
+    ),
+    validation = (
+        "!has(self.hostPortEnd) || (has(self.hostPort) && self.hostPortEnd >= self.hostPort && self.hostPortEnd - self.hostPort < 1024 && self.containerPort + self.hostPortEnd - self.hostPort <= 65535)",
+        "hostPortEnd is the last of at most 1024 ports from hostPort, and the ports from containerPort on must be as many"
     )
 )]
 pub struct ContainerPort {
@@ -260,6 +272,11 @@ pub struct ContainerPort {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub host_port: Option<u16>,
+    /// The last of a range of ports of the node, from `hostPort`, at most 1024 of them: each next one leads to the next port
+    /// from `containerPort` on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub host_port_end: Option<u16>,
     /// The node's address that `hostPort` is on. Empty: all.
     #[serde(rename = "hostIP", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 45))]
@@ -286,7 +303,8 @@ pub enum Protocol {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
-    /// What the container should have when others want it too. CPU becomes its share, memory its protection.
+    /// What the container should have when others want it too, and what the node sets aside for it. CPU becomes its
+    /// share, as the kubelet gives it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<ResourceAmounts>,
     /// What the container can never pass. Above the memory limit the kernel kills it.
@@ -300,9 +318,47 @@ pub struct Resources {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub ulimits: Vec<Ulimit>,
+    /// The CPUs that may be used, as a list of numbers and ranges: `0-1,4`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256), regex(pattern = "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$"))]
+    pub cpus: Option<String>,
+    /// Memory above which the container is slowed down and its memory reclaimed, before the limit kills it. Needs
+    /// cgroup version 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_high: Option<Quantity>,
+    /// Swap that it may use beside its memory limit; 0 forbids swapping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_max: Option<Quantity>,
+    /// Limits of block devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["device"]))]
+    pub io: Vec<IoLimit>,
 }
 
-/// Amounts of CPU and memory.
+/// A device of the node in a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Device {
+    /// Its path on the node, `/dev/ttyUSB0`, or its name by the Container Device Interface, `vendor.com/gpu=0`: then the
+    /// vendor's file in `/etc/cdi` or `/var/run/cdi` says what the container gets, and nothing else is said here.
+    #[schemars(
+        length(min = 5, max = 256),
+        regex(
+            pattern = "^(/dev/[^ ]+|[A-Za-z0-9][A-Za-z0-9.-]*/[A-Za-z0-9][A-Za-z0-9._-]*=[A-Za-z0-9][A-Za-z0-9._:-]*)$"
+        )
+    )]
+    pub path: String,
+    /// Its path in the container. Default: the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 256), regex(pattern = "^/[^ ]+$"))]
+    pub container_path: Option<String>,
+    /// What the container may do with it: read (`r`), write (`w`), make its file (`m`). Default: `rwm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 3), regex(pattern = "^r?w?m?$"))]
+    pub permissions: Option<String>,
+}
+
+/// Amounts of CPU, memory and huge pages.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceAmounts {
@@ -312,6 +368,12 @@ pub struct ResourceAmounts {
     /// Memory in bytes: `128Mi`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Quantity>,
+    /// Bytes of huge pages of 2 MiB. As in Kubernetes, what is requested and the limit are the same.
+    #[serde(rename = "hugepages-2Mi", skip_serializing_if = "Option::is_none")]
+    pub hugepages_2mi: Option<Quantity>,
+    /// Bytes of huge pages of 1 GiB.
+    #[serde(rename = "hugepages-1Gi", skip_serializing_if = "Option::is_none")]
+    pub hugepages_1gi: Option<Quantity>,
 }
 
 /// One limit of processes.

@@ -87,7 +87,7 @@ pub struct SecurityProfile {
     /// `RuntimeDefault`, `Unconfined`, or `Localhost` for a profile of the node.
     #[serde(rename = "type")]
     pub type_: SecurityProfileType,
-    /// For seccomp the profile's file, absolute or below `/var/lib/nodelet/seccomp`; for AppArmor the loaded
+    /// For seccomp the profile's file below `/var/lib/nodelet/seccomp`; for AppArmor the loaded
     /// profile's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]

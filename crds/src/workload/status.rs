@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::container::ResourceAmounts;
 use crate::common::{Condition, Time, conditions_schema};
+use crate::quantity::Quantity;
 
 /// What became of a Workload.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -19,7 +21,8 @@ pub struct WorkloadStatus {
     /// The node it runs on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
-    /// `Ready`, `Initialized`, `ImagesReady`, `VolumesReady`, `NetworksReady`, `Progressing`.
+    /// `Ready`, `Initialized`, `ImagesReady`, `VolumesReady`, `NetworksReady`, `Progressing`; `ResizePending` and
+    /// `ResizeInProgress` while limits are not in force as declared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
@@ -150,6 +153,36 @@ pub struct ContainerStatus {
     /// The container's id, as `containerd://<id>`.
     #[serde(rename = "containerID", default, skip_serializing_if = "String::is_empty")]
     pub container_id: String,
+    /// What the node sets aside for it: its requests, or those before a change that waits for room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allocated_resources: Option<ResourceAmounts>,
+    /// The limits that are in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourcesInForce>,
+}
+
+/// What a container may use now. Limits of block devices are left out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourcesInForce {
+    /// Its share of CPU, as the request that it was made from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<ResourceAmounts>,
+    /// What it cannot pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<ResourceAmounts>,
+    /// How many processes and threads it may have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u64>,
+    /// The CPUs that may be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<String>,
+    /// Memory above which it is slowed down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_high: Option<Quantity>,
+    /// Swap that it may use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_max: Option<Quantity>,
 }
 
 /// What a container does. At most one field is set.

@@ -1,14 +1,14 @@
 //! What every implementation of [`Cgroups`] keeps. Runs on the fake and on the kernel.
 
-use super::{Cgroups, Limits};
-use crate::ids::CgroupPath;
+use super::{Cgroups, CpuShare, Limits};
+use crate::ids::{CgroupPath, SandboxId};
 
 /// Exercises the contract below the parent of `cgroups`, which it leaves without children.
 pub(crate) fn run(cgroups: &dyn Cgroups) {
     let parent = cgroups.parent().clone();
-    let group = parent.join("group").unwrap();
-    let inner = group.join("inner").unwrap();
-    let leaf = inner.join("leaf").unwrap();
+    let group = parent.below("group").unwrap();
+    let inner = group.below("inner").unwrap();
+    let leaf = inner.below("leaf").unwrap();
 
     assert_eq!(cgroups.stat(&leaf).unwrap(), None, "an absent cgroup has no use");
     assert_eq!(cgroups.pids(&leaf).unwrap(), [] as [u32; 0], "an absent cgroup has no processes");
@@ -24,7 +24,7 @@ pub(crate) fn run(cgroups: &dyn Cgroups) {
     // Limits are set, changed and lifted.
     let limits = Limits {
         cpu_millis: Some(1500),
-        cpu_weight: Some(50),
+        cpu_share: Some(CpuShare::Weight(50)),
         memory_max: Some(64 << 20),
         pids_max: Some(50),
         ..Limits::default()
@@ -45,5 +45,21 @@ pub(crate) fn run(cgroups: &dyn Cgroups) {
     assert_eq!(cgroups.list().unwrap(), std::slice::from_ref(&group));
     cgroups.remove(&group).unwrap();
     cgroups.remove(&group).unwrap();
+    assert_eq!(cgroups.list().unwrap(), [] as [CgroupPath; 0]);
+
+    // A sandbox's are found below whichever ResourceLimits, and no other's.
+    let limit = parent.limit("default", "tenants").unwrap();
+    let id = SandboxId::new("web.example-1a2b").unwrap();
+    let places = [&parent, &limit, &limit.limit("default", "inner").unwrap()].map(|at| at.sandbox(&id).unwrap());
+    for place in &places {
+        cgroups.ensure(place, &Limits::default()).unwrap();
+    }
+    cgroups.ensure(&limit.sandbox(&SandboxId::new("other").unwrap()).unwrap(), &Limits::default()).unwrap();
+    let mut found = cgroups.of_sandbox(&id).unwrap();
+    found.sort_by_key(|path| path.as_str().len());
+    assert_eq!(found, places);
+    cgroups.remove(&limit).unwrap();
+    assert_eq!(cgroups.of_sandbox(&id).unwrap(), places[..1]);
+    cgroups.remove(&places[0]).unwrap();
     assert_eq!(cgroups.list().unwrap(), [] as [CgroupPath; 0]);
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 /// `major:minor` of the disk that `device` (such as `/dev/vda1`) is or is a part of: limits apply to whole disks.
-pub(super) fn disk_number(device: &str, sysfs: &Path) -> io::Result<String> {
+pub(crate) fn disk_number(device: &str, sysfs: &Path) -> io::Result<String> {
     let metadata = std::fs::metadata(device)?;
     if !metadata.file_type().is_block_device() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a block device"));

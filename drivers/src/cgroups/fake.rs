@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Mutex;
 
-use super::{Cgroups, Error, Limits, Stat, Version, depth_first_last, is_below};
+use super::{Cgroups, Error, Excess, Limits, Stat, Version, depth_first_last, is_below};
 use crate::ids::CgroupPath;
 
 /// A hierarchy that exists in memory only.
@@ -72,6 +72,13 @@ impl FakeCgroups {
         }
     }
 
+    fn excess(&self, path: &CgroupPath, wanted: u64) -> Result<Option<Excess>, Error> {
+        let used = self.stat(path)?.unwrap_or_default().memory_bytes;
+        let in_force = self.limits(path).and_then(|limits| limits.memory_max);
+        let is_above = used > wanted && in_force.is_none_or(|now| now > wanted);
+        Ok(is_above.then_some(Excess { wanted, used, in_force }))
+    }
+
     fn check(&self, path: &CgroupPath, doing: &str) -> Result<(), Error> {
         super::check_ours(&self.parent, path, doing)?;
         match lock(&self.broken).get(path) {
@@ -94,13 +101,30 @@ impl Cgroups for FakeCgroups {
         &self.parent
     }
 
-    fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
+    fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<Option<Excess>, Error> {
         self.check(path, "making it")?;
         self.make(path);
+        let excess = match limits.memory_max {
+            Some(max) => self.excess(path, max)?,
+            None => None,
+        };
         if let Some(group) = lock(&self.groups).get_mut(path) {
-            group.limits = limits.clone();
+            let in_force = excess.map_or(limits.memory_max, |excess| excess.in_force);
+            group.limits = Limits { memory_max: in_force, ..limits.clone() };
         }
-        Ok(())
+        Ok(excess)
+    }
+
+    fn lower_memory(&self, path: &CgroupPath, max: u64, _: Option<u64>) -> Result<Option<Excess>, Error> {
+        self.check(path, "lowering its memory")?;
+        let excess = self.excess(path, max)?;
+        match lock(&self.groups).get_mut(path) {
+            Some(group) if excess.is_none() && group.limits.memory_max.is_none_or(|now| now > max) => {
+                group.limits.memory_max = Some(max);
+            }
+            _ => {}
+        }
+        Ok(excess)
     }
 
     fn remove(&self, path: &CgroupPath) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! Reading and writing the files of one cgroup directory.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -82,27 +83,57 @@ impl Group {
         }
     }
 
+    /// Sets `hugetlb.<size>.<file>` for the declared sizes; `default` lifts the limits of all others.
+    pub(super) fn set_hugepages(
+        &self,
+        declared: &BTreeMap<String, u64>,
+        file: &str,
+        default: &str,
+    ) -> Result<(), Error> {
+        let is_undeclared = |name: &str| {
+            let size = name.strip_prefix("hugetlb.").and_then(|rest| rest.strip_suffix(file)?.strip_suffix('.'));
+            size.is_some_and(|size| !size.contains('.') && !declared.contains_key(size))
+        };
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if let Some(name) = entry.file_name().to_str().filter(|name| is_undeclared(name)) {
+                self.set(name, default)?;
+            }
+        }
+        declared.iter().try_for_each(|(size, bytes)| {
+            let file = format!("hugetlb.{size}.{file}");
+            let limit = Limit { name: "hugepages", file: &file, default, needs: "huge pages of this size" };
+            self.set_limit(&limit, Some(bytes.to_string()))
+        })
+    }
+
     /// Cgroups below this one, parents first; this one is not among them.
     pub(super) fn descendants(&self) -> Result<Vec<Group>, Error> {
         let mut found = Vec::new();
         let mut next = vec![self.clone()];
         while let Some(group) = next.pop() {
-            let entries = match std::fs::read_dir(&group.dir) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(group.error("listing it".to_owned())(error)),
-            };
-            for entry in entries.flatten() {
-                let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-                let path = entry.file_name().into_string().ok().and_then(|name| group.path.join(&name).ok());
-                if let (true, Some(path)) = (is_dir, path) {
-                    let child = Group { path, dir: entry.path() };
-                    found.push(child.clone());
-                    next.push(child);
-                }
-            }
+            let children = group.children(|_| true)?;
+            found.extend(children.iter().cloned());
+            next.extend(children);
         }
         found.sort_by_key(|group| (group.path.as_str().matches('/').count(), group.path.clone()));
+        Ok(found)
+    }
+
+    /// The cgroups right below this one whose names are `wanted`.
+    pub(super) fn children(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<Group>, Error> {
+        let entries = match std::fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(self.error("listing it".to_owned())(error)),
+        };
+        let mut found = Vec::new();
+        for entry in entries.flatten() {
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let name = entry.file_name().into_string().ok().filter(|name| is_dir && wanted(name));
+            if let Some(path) = name.and_then(|name| self.path.join(&name).ok()) {
+                found.push(Group { path, dir: entry.path() });
+            }
+        }
         Ok(found)
     }
 

@@ -55,7 +55,7 @@ fn remove_once(group: &Group) -> Result<(), Error> {
 
 /// Signals by descriptor, and only processes that are still there once it is open: a number may have gone to another
 /// process in the meantime.
-fn kill_all(pids: &impl Fn() -> Result<Vec<u32>, Error>) -> Result<(), Error> {
+pub(super) fn kill_all(pids: &impl Fn() -> Result<Vec<u32>, Error>) -> Result<(), Error> {
     let open = |pid: u32| Pid::from_raw(pid as i32).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let own = std::process::id();
     let first: Vec<(u32, OwnedFd)> =

@@ -1,11 +1,11 @@
 //! Version 1: a hierarchy for each controller (or for several), in which a path stands for the same path in each.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::files::{Group, Limit, find_key};
 use super::v2::{PERIOD, quota};
-use super::{Error, IoLimit, Limits, Stat, device, remove};
+use super::{Error, Excess, IoLimit, Limits, Stat, device, remove};
 use crate::ids::CgroupPath;
 
 /// Controllers that limits and use need. Others (devices, freezer, …) are left to the container runtime, except that
@@ -34,7 +34,7 @@ impl Hierarchies {
         roots.iter().filter(|root| root.join("cgroup.procs").exists()).map(|root| Group::new(root, path)).collect()
     }
 
-    pub(super) fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
+    pub(super) fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<Option<Excess>, Error> {
         for controller in CONTROLLERS {
             let Some(group) = self.group(controller, path) else { continue };
             match controller {
@@ -46,9 +46,19 @@ impl Hierarchies {
         self.set_limits(path, limits)
     }
 
-    fn set_limits(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
-        let Limits { cpu_millis, cpu_weight, cpuset, memory_max, memory_high, memory_low, swap_max, pids_max, io } =
-            limits;
+    fn set_limits(&self, path: &CgroupPath, limits: &Limits) -> Result<Option<Excess>, Error> {
+        let Limits {
+            cpu_millis,
+            cpu_share,
+            cpuset,
+            memory_max,
+            memory_high,
+            memory_low,
+            swap_max,
+            pids_max,
+            hugepages,
+            io,
+        } = limits;
         let text = |number: &Option<u64>| number.map(|number| number.to_string());
         let limit = |name, file, default, needs| Limit { name, file, default, needs };
         let set = |controller: &'static str, limit: Limit<'_>, value: Option<String>| match self.group(controller, path)
@@ -58,11 +68,7 @@ impl Hierarchies {
             None => Err(Error::Unsupported { path: path.to_string(), limit: limit.name, needs: limit.needs }),
         };
         let cpu = "the cpu controller";
-        set(
-            "cpu",
-            limit("cpu.weight", "cpu.shares", "1024", cpu),
-            cpu_weight.map(|weight| shares(weight).to_string()),
-        )?;
+        set("cpu", limit("cpu.weight", "cpu.shares", "1024", cpu), cpu_share.map(|share| share.shares().to_string()))?;
         if cpu_millis.is_some() {
             set("cpu", limit("cpu.max", "cpu.cfs_period_us", "100000", cpu), Some(PERIOD.to_string()))?;
         }
@@ -71,11 +77,12 @@ impl Hierarchies {
         set("pids", limit("pids.max", "pids.max", "max", "the pids controller"), text(pids_max))?;
         let soft = limit("memory.low", "memory.soft_limit_in_bytes", "-1", "the memory controller");
         set("memory", soft, text(memory_low))?;
-        self.set_memory(path, *memory_max, *swap_max)?;
+        self.set_hugepages(path, hugepages)?;
+        let excess = self.set_memory(path, *memory_max, *swap_max)?;
         self.set_cpus(path, cpuset.as_deref())?;
         self.set_io(path, io)?;
         match memory_high {
-            None => Ok(()),
+            None => Ok(excess),
             Some(_) => {
                 Err(Error::Unsupported { path: path.to_string(), limit: "memory.high", needs: "cgroup version 2" })
             }
@@ -83,11 +90,11 @@ impl Hierarchies {
     }
 
     /// Memory alone may never pass memory and swap together, so the order depends on the direction of the change.
-    fn set_memory(&self, path: &CgroupPath, max: Option<u64>, swap: Option<u64>) -> Result<(), Error> {
+    fn set_memory(&self, path: &CgroupPath, max: Option<u64>, swap: Option<u64>) -> Result<Option<Excess>, Error> {
         let unsupported = |limit, needs| Error::Unsupported { path: path.to_string(), limit, needs };
         let Some(group) = self.group("memory", path) else {
             return match max.or(swap) {
-                None => Ok(()),
+                None => Ok(None),
                 Some(_) => Err(unsupported("memory.max", "the memory controller")),
             };
         };
@@ -96,21 +103,26 @@ impl Hierarchies {
             (None, Some(_)) => return Err(unsupported("memory.swapMax", "memory.max beside it (cgroup version 1)")),
             (_, None) => None,
         };
-        let (memory_file, both_file) = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes");
-        let set_memory = || set_bytes(&group, memory_file, max);
-        let Some(now) = group.read_number(both_file)? else {
+        let Some(now) = group.read_number(BOTH_FILE)? else {
             if swap.is_some() {
                 return Err(unsupported("memory.swapMax", "swap accounting (kernel parameter swapaccount=1)"));
             }
-            return set_memory();
+            return approach(&group, MEMORY_FILE, max);
         };
         if max.unwrap_or(UNLIMITED) > now {
-            set_bytes(&group, both_file, both)?;
-            set_memory()
-        } else {
-            set_memory()?;
-            set_bytes(&group, both_file, both)
+            set_bytes(&group, BOTH_FILE, both)?;
+            return approach(&group, MEMORY_FILE, max);
         }
+        match approach(&group, MEMORY_FILE, max)? {
+            Some(excess) => Ok(Some(excess)),
+            None => approach(&group, BOTH_FILE, both),
+        }
+    }
+
+    pub(super) fn lower_memory(&self, path: &CgroupPath, max: u64) -> Result<Option<Excess>, Error> {
+        let Some(group) = self.group("memory", path) else { return Ok(None) };
+        let is_lower = group.read_number(MEMORY_FILE)?.is_some_and(|now| now > max);
+        if is_lower { approach(&group, MEMORY_FILE, Some(max)) } else { Ok(None) }
     }
 
     /// A cpuset must stay within its parent's and contain its children's, so a smaller one goes to the children
@@ -149,6 +161,22 @@ impl Hierarchies {
             }
         }
         Ok(())
+    }
+
+    fn set_hugepages(&self, path: &CgroupPath, hugepages: &BTreeMap<String, u64>) -> Result<(), Error> {
+        match self.group("hugetlb", path) {
+            Some(group) => group.set_hugepages(hugepages, "limit_in_bytes", "-1"),
+            None if hugepages.is_empty() => Ok(()),
+            None => {
+                Err(Error::Unsupported { path: path.to_string(), limit: "hugepages", needs: "the hugetlb controller" })
+            }
+        }
+    }
+
+    /// See [`super::linux::LinuxCgroups::set_pages_and_io`].
+    pub(super) fn set_pages_and_io(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
+        self.set_hugepages(path, &limits.hugepages)?;
+        self.set_io(path, &limits.io)
     }
 
     fn set_io(&self, path: &CgroupPath, io: &[IoLimit]) -> Result<(), Error> {
@@ -224,11 +252,17 @@ impl Hierarchies {
         Ok(pids.into_iter().collect())
     }
 
-    pub(super) fn remove(&self, path: &CgroupPath) -> Result<(), Error> {
+    /// Kills everything in it and below it.
+    pub(super) fn kill(&self, path: &CgroupPath) -> Result<(), Error> {
         // What cannot fork is killed sooner.
         if let Some(group) = self.group("pids", path) {
             let _ = group.try_write("pids.max", "0");
         }
+        remove::kill_all(&|| self.pids(path))
+    }
+
+    pub(super) fn remove(&self, path: &CgroupPath) -> Result<(), Error> {
+        self.kill(path)?;
         remove::remove(&self.groups(path), || self.pids(path))
     }
 }
@@ -236,17 +270,28 @@ impl Hierarchies {
 /// The kernel's "no limit", as it reads it: the largest multiple of a page, below which everything is a limit.
 const UNLIMITED: u64 = i64::MAX as u64 & !0xFFFF;
 
+const MEMORY_FILE: &str = "memory.limit_in_bytes";
+/// Memory and swap together.
+const BOTH_FILE: &str = "memory.memsw.limit_in_bytes";
+
+/// [`set_bytes`] of a limit that may be below what is used: the kernel then reclaims what it can and refuses the rest.
+fn approach(group: &Group, file: &str, bytes: Option<u64>) -> Result<Option<Excess>, Error> {
+    match (set_bytes(group, file, bytes), bytes) {
+        (Err(Error::Io { source, .. }), Some(wanted)) if source.raw_os_error() == Some(libc::EBUSY) => {
+            let used = group.read_number(&file.replace("limit", "usage"))?.unwrap_or(0);
+            let in_force = group.read_number(file)?.filter(|limit| *limit < UNLIMITED);
+            Ok(Some(Excess { wanted, used, in_force }))
+        }
+        (result, _) => result.map(|()| None),
+    }
+}
+
 fn set_bytes(group: &Group, file: &str, bytes: Option<u64>) -> Result<(), Error> {
     match bytes {
         None if group.read_number(file)?.is_some_and(|now| now >= UNLIMITED) => Ok(()),
         None => group.write(file, "-1"),
         Some(bytes) => group.set(file, &bytes.to_string()),
     }
-}
-
-/// Weights from 1 to 10000 onto shares from 2 to 262144, the inverse of how the kubelet and runc map shares.
-fn shares(weight: u64) -> u64 {
-    2 + (weight.clamp(1, 10_000) - 1) * 262_142 / 9999
 }
 
 /// Makes `path` in the cpuset hierarchy. New cpusets are empty, and nothing can run in an empty one or below it.
@@ -270,7 +315,7 @@ fn make_cpuset(root: &Path, path: &CgroupPath) -> Result<(), Error> {
 }
 
 /// `0-2,4` as numbers; what cannot be read is left out, and the kernel judges it.
-fn cpu_list(text: &str) -> BTreeSet<u32> {
+pub(super) fn cpu_list(text: &str) -> BTreeSet<u32> {
     let mut cpus = BTreeSet::new();
     for part in text.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::files::{Group, Limit};
-use super::{Error, IoLimit, Limits, Stat, device, remove};
+use super::{CpuShare, Error, Excess, IoLimit, Limits, Stat, device, excess, remove};
 use crate::failpoint::passed;
 use crate::ids::CgroupPath;
 
 /// Controllers that limits need, in the order they are enabled.
-const CONTROLLERS: [&str; 5] = ["cpuset", "cpu", "io", "memory", "pids"];
+const CONTROLLERS: [&str; 6] = ["cpuset", "cpu", "io", "memory", "pids", "hugetlb"];
 
 /// The hierarchy at one root.
 #[derive(Debug)]
@@ -23,18 +23,32 @@ impl Hierarchy {
         Group::new(&self.root, path)
     }
 
-    pub(super) fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
+    pub(super) fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<Option<Excess>, Error> {
         let group = self.group(path);
         std::fs::create_dir_all(&group.dir).map_err(group.error("making it".to_owned()))?;
         passed("making a cgroup");
-        self.enable_controllers(&group.dir);
+        self.enable_controllers(&group.dir, &CONTROLLERS);
         passed("enabling the controllers of a cgroup");
         self.set_limits(&group, limits)
     }
 
+    /// What systemd is not asked for: memory, since a limit below what is used would kill, and huge pages, which it knows
+    /// nothing of.
+    pub(super) fn set_beside_systemd(&self, path: &CgroupPath, limits: &Limits) -> Result<Option<Excess>, Error> {
+        let group = self.group(path);
+        if !limits.hugepages.is_empty() {
+            self.enable_controllers(&group.dir, &["hugetlb"]);
+        }
+        self.set_hugepages(&group, limits)?;
+        match group.has("memory.max") {
+            true => excess::set_v2(&group, limits.memory_max, limits.memory_high),
+            false => Ok(None),
+        }
+    }
+
     /// A file of a controller exists only where the controller is enabled in every cgroup above. Failures are not
     /// told here: a limit that then cannot be set tells more.
-    fn enable_controllers(&self, dir: &Path) {
+    fn enable_controllers(&self, dir: &Path, names: &[&str]) {
         let Ok(below) = dir.strip_prefix(&self.root) else { return };
         let mut at = self.root.clone();
         for part in below {
@@ -42,31 +56,71 @@ impl Hierarchy {
             let (available, enabled) = (read("cgroup.controllers"), read("cgroup.subtree_control"));
             let has = |list: &str, name: &str| list.split_whitespace().any(|word| word == name);
             // One at a time: one that cannot be enabled must not keep the others from it.
-            for name in CONTROLLERS.into_iter().filter(|name| has(&available, name) && !has(&enabled, name)) {
+            for name in names.iter().filter(|name| has(&available, name) && !has(&enabled, name)) {
                 if let Err(error) = std::fs::write(at.join("cgroup.subtree_control"), format!("+{name}")) {
-                    tracing::debug!(cgroup = %at.display(), controller = name, %error, "not enabled");
+                    tracing::debug!(cgroup = %at.display(), controller = *name, %error, "not enabled");
                 }
             }
             at.push(part);
         }
     }
 
-    fn set_limits(&self, group: &Group, limits: &Limits) -> Result<(), Error> {
-        let Limits { cpu_millis, cpu_weight, cpuset, memory_max, memory_high, memory_low, swap_max, pids_max, io } =
-            limits;
+    fn set_limits(&self, group: &Group, limits: &Limits) -> Result<Option<Excess>, Error> {
+        let Limits {
+            cpu_millis,
+            cpu_share,
+            cpuset,
+            memory_max,
+            memory_high,
+            memory_low,
+            swap_max,
+            pids_max,
+            hugepages: _,
+            io,
+        } = limits;
         let (cpu, memory) = ("the cpu controller", "the memory controller");
         let text = |number: &Option<u64>| number.map(|number| number.to_string());
         let limit = |name, file, default, needs| Limit { name, file, default, needs };
         let cpu_max = cpu_millis.map(|millis| format!("{} {PERIOD}", quota(millis)));
         group.set_limit(&limit("cpu.max", "cpu.max", "max 100000", cpu), cpu_max)?;
-        group.set_limit(&limit("cpu.weight", "cpu.weight", "100", cpu), text(cpu_weight))?;
+        group.set_limit(&limit("cpu.weight", "cpu.weight", "100", cpu), text(&cpu_share.map(CpuShare::weight)))?;
         group.set_limit(&limit("cpu.cpus", "cpuset.cpus", "", "the cpuset controller"), cpuset.clone())?;
         group.set_limit(&limit("memory.low", "memory.low", "0", memory), text(memory_low))?;
-        group.set_limit(&limit("memory.high", "memory.high", "max", memory), text(memory_high))?;
         group.set_limit(&limit("memory.swapMax", "memory.swap.max", "max", "swap accounting"), text(swap_max))?;
-        group.set_limit(&limit("memory.max", "memory.max", "max", memory), text(memory_max))?;
+        let excess = match group.has("memory.max") {
+            true => excess::set_v2(group, *memory_max, *memory_high)?,
+            false => {
+                group.set_limit(&limit("memory.max", "memory.max", "max", memory), text(memory_max))?;
+                group.set_limit(&limit("memory.high", "memory.high", "max", memory), text(memory_high))?;
+                None
+            }
+        };
         group.set_limit(&limit("pids.max", "pids.max", "max", "the pids controller"), text(pids_max))?;
-        self.set_io(group, io)
+        self.set_hugepages(group, limits)?;
+        self.set_io(group, io)?;
+        Ok(excess)
+    }
+
+    fn set_hugepages(&self, group: &Group, limits: &Limits) -> Result<(), Error> {
+        group.set_hugepages(&limits.hugepages, "max", "max")
+    }
+
+    /// See [`super::linux::LinuxCgroups::set_pages_and_io`].
+    pub(super) fn set_pages_and_io(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
+        let group = self.group(path);
+        let named = [("hugetlb", !limits.hugepages.is_empty()), ("io", !limits.io.is_empty())];
+        let needed: Vec<&str> = named.iter().filter(|(_, needed)| *needed).map(|(name, _)| *name).collect();
+        self.enable_controllers(&group.dir, &needed);
+        self.set_hugepages(&group, limits)?;
+        self.set_io(&group, &limits.io)
+    }
+
+    pub(super) fn lower_memory(&self, path: &CgroupPath, max: u64, high: Option<u64>) -> Result<Option<Excess>, Error> {
+        let group = self.group(path);
+        // Without the controller there is no limit to be lowered; setting it tells.
+        let Some(now) = group.read("memory.max")? else { return Ok(None) };
+        let is_lower = now.trim().parse::<u64>().map_or(true, |now| now > max);
+        if is_lower { excess::set_v2(&group, Some(max), high) } else { Ok(None) }
     }
 
     fn set_io(&self, group: &Group, io: &[IoLimit]) -> Result<(), Error> {
@@ -123,12 +177,24 @@ impl Hierarchy {
     }
 
     pub(super) fn remove(&self, path: &CgroupPath) -> Result<(), Error> {
+        self.kill(path)?;
+        remove::remove(&[self.group(path)], || self.pids(path))
+    }
+
+    /// Kills everything in it and below it.
+    pub(super) fn kill(&self, path: &CgroupPath) -> Result<(), Error> {
         let group = self.group(path);
-        // Kills everything at once, also what is just being forked (kernel 5.14).
-        if group.has("cgroup.kill") {
-            group.write("cgroup.kill", "1")?;
+        // At once, also what is just being forked (kernel 5.14).
+        if !group.has("cgroup.kill") {
+            return remove::kill_all(&|| self.pids(path));
         }
-        remove::remove(&[group], || self.pids(path))
+        match group.write("cgroup.kill", "1") {
+            // Whoever ran in it has just removed it.
+            Err(Error::Io { source, .. }) if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
+                Ok(())
+            }
+            result => result,
+        }
     }
 }
 
@@ -188,13 +254,14 @@ mod tests {
         let (root, hierarchy, path) = with_files(&names.iter().map(|name| (name.as_str(), "")).collect::<Vec<_>>());
         let limits = Limits {
             cpu_millis: Some(1500),
-            cpu_weight: Some(50),
+            cpu_share: Some(CpuShare::Weight(50)),
             cpuset: Some("0-1".to_owned()),
             memory_max: Some(512),
             memory_high: Some(448),
             memory_low: Some(64),
             swap_max: Some(0),
             pids_max: Some(9),
+            hugepages: Default::default(),
             io: Vec::new(),
         };
         hierarchy.ensure(&path, &limits).unwrap();

@@ -56,7 +56,8 @@ pub fn run(places: &Places) -> Vec<Check> {
         tried("overlayfs", trial::overlay(), "load the module: modprobe overlay"),
         tried("bridge links", trial::link("bridge"), "load the module: modprobe bridge"),
         tried("veth links", trial::link("veth"), "load the module: modprobe veth"),
-        tried("nftables", trial::nftables(), "load the modules: modprobe nf_tables nft_chain_nat nft_nat"),
+        tried("nftables", trial::nftables(trial::INET), "load the modules: modprobe nf_tables nft_chain_nat nft_nat"),
+        sender_checks(trial::nftables(trial::BRIDGE)),
         controllers(&places.cgroup_root),
         seccomp(&status),
     ];
@@ -68,6 +69,7 @@ pub fn run(places: &Places) -> Vec<Check> {
         clock(now),
         inotify(read("/proc/sys/fs/inotify/max_user_instances").trim()),
     ]);
+    checks.extend(crate::network::checks::run());
     checks
 }
 
@@ -90,6 +92,20 @@ fn tried(name: &'static str, result: std::io::Result<()>, remedy: &str) -> Check
             fault(name, Level::Fail, "could not be tried: not permitted", "run as root, in a container as privileged")
         }
         Err(error) => fault(name, Level::Fail, error.to_string(), format!("{remedy}, or use a kernel that has it")),
+    }
+}
+
+/// Without tables for bridges all works but the check of what containers send.
+fn sender_checks(result: std::io::Result<()>) -> Check {
+    let name = "nftables of bridges";
+    match result {
+        Ok(()) => ok(name, "work"),
+        Err(error) => fault(
+            name,
+            Level::Warn,
+            format!("{error}: containers with NET_RAW or NET_ADMIN can send by the addresses of others"),
+            "use a kernel with CONFIG_NF_TABLES_BRIDGE",
+        ),
     }
 }
 

@@ -46,13 +46,18 @@ pub(super) fn link(kind: &'static str) -> io::Result<()> {
     })
 }
 
-/// Makes a table of nftables with a chain for address translation.
-pub(super) fn nftables() -> io::Result<()> {
-    in_new(UnshareFlags::NEWNET, || {
-        const INET: u8 = 1; // NFPROTO_INET
+/// `NFPROTO_INET`, the family of tables for IP.
+pub(super) const INET: u8 = 1;
+/// `NFPROTO_BRIDGE`, the family of tables for frames on bridges.
+pub(super) const BRIDGE: u8 = 7;
+
+/// Makes a table of nftables of this family with a chain as ours have it.
+pub(super) fn nftables(family: u8) -> io::Result<()> {
+    in_new(UnshareFlags::NEWNET, move || {
         let name = attribute(1, b"trial\0"); // NFTA_TABLE_NAME, NFTA_CHAIN_TABLE
         let hook = [attribute(1, &0_u32.to_be_bytes()), attribute(2, &(-100_i32).to_be_bytes())].concat();
-        let chain = [name.clone(), attribute(3, b"nat\0"), attribute(4, &hook), attribute(7, b"nat\0")].concat();
+        let kind: &[u8] = if family == INET { b"nat\0" } else { b"filter\0" };
+        let chain = [name.clone(), attribute(3, b"trial\0"), attribute(4, &hook), attribute(7, kind)].concat();
         let nft = libc::NFNL_SUBSYS_NFTABLES as u16;
         let of = |family: u8, subsystem: u16| {
             let [high, low] = subsystem.to_be_bytes();
@@ -60,8 +65,8 @@ pub(super) fn nftables() -> io::Result<()> {
         };
         let request = [
             message(libc::NFNL_MSG_BATCH_BEGIN as u16, 0, 1, &of(0, nft)),
-            message(nft << 8, CREATE | ACK, 2, &[of(INET, 0), name].concat()), // NFT_MSG_NEWTABLE
-            message(nft << 8 | 3, CREATE | ACK, 3, &[of(INET, 0), chain].concat()), // NFT_MSG_NEWCHAIN
+            message(nft << 8, CREATE | ACK, 2, &[of(family, 0), name].concat()), // NFT_MSG_NEWTABLE
+            message(nft << 8 | 3, CREATE | ACK, 3, &[of(family, 0), chain].concat()), // NFT_MSG_NEWCHAIN
             message(libc::NFNL_MSG_BATCH_END as u16, 0, 4, &of(0, nft)),
         ];
         exchange(NETLINK_NETFILTER, &request.concat(), 2)
@@ -130,7 +135,8 @@ mod tests {
         overlay().unwrap();
         link("bridge").unwrap();
         link("veth").unwrap();
-        nftables().unwrap();
+        nftables(INET).unwrap();
+        nftables(BRIDGE).unwrap();
         assert!(link("no-such-kind").is_err());
         assert!(!std::path::Path::new("/proc/lower").exists(), "only the thread saw it");
     }

@@ -4,9 +4,10 @@ use std::time::SystemTime;
 
 /// One of a container's two streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Source {
+    /// Standard output, and all output of a container with a terminal.
     Stdout,
+    /// Standard error.
     Stderr,
 }
 

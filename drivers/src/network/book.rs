@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{AttachSpec, Attachment, Driver, Error, Names, NetworkSpec, Protocol, PublishedPort, ipam};
+use super::cni::Plugged;
+use super::{AttachSpec, Attachment, Driver, Error, LinkWish, Names, NetworkSpec, Protocol, PublishedPort, ipam};
 use crate::ids::{IfName, NetworkKey, SandboxId};
 
 /// An attachment as promised.
@@ -16,6 +17,9 @@ use crate::ids::{IfName, NetworkKey, SandboxId};
 pub(super) struct Place {
     pub(super) spec: AttachSpec,
     pub(super) addresses: Vec<IpNet>,
+    /// What plugins did, in a network that they make.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) plugged: Option<Plugged>,
 }
 
 impl Place {
@@ -24,22 +28,44 @@ impl Place {
         host_link(&self.spec.sandbox, &self.spec.network)
     }
 
-    /// The hardware address inside: stable too, so that nobody's neighbour table goes stale after a repair.
+    /// The hardware address inside: stable for network and address, so that nobody's neighbour table goes stale, be it
+    /// after a repair or when a successor gets the address (the kernel would ask the old one for up to a minute).
     pub(super) fn mac(&self) -> [u8; 6] {
-        local_mac(&digest(&["mac", self.spec.sandbox.as_str(), self.spec.network.as_str()]))
+        if let Some(mac) = self.spec.link.mac {
+            return mac;
+        }
+        let told = self.plugged.as_ref().and_then(|plugged| plugged.mac(self.spec.ifname.as_str()));
+        told.unwrap_or_else(|| wanted_mac(&self.spec, self.addresses.first().map(IpNet::addr)))
+    }
+
+    /// Whether the other one is the same but for limits and whom it may speak for, which can be changed in place.
+    pub(super) fn is_same_link(&self, other: &Place) -> bool {
+        let mut other = other.clone();
+        other.spec.link = LinkWish { mac: other.spec.link.mac, ..self.spec.link.clone() };
+        *self == other
     }
 
     fn attachment(&self, complete: bool, resolvers: Vec<IpAddr>) -> Attachment {
-        let mac: Vec<String> = self.mac().iter().map(|byte| format!("{byte:02x}")).collect();
         Attachment {
             spec: self.spec.clone(),
             addresses: self.addresses.clone(),
-            mac: mac.join(":"),
+            mac: mac_text(self.mac()),
             host_link: self.host_link(),
             resolvers,
             complete,
         }
     }
+}
+
+/// The hardware address for the link inside: that of the network address, if it has one, else the sandbox's.
+pub(super) fn wanted_mac(spec: &AttachSpec, address: Option<IpAddr>) -> [u8; 6] {
+    let who = address.map_or_else(|| spec.sandbox.as_str().to_owned(), |address| address.to_string());
+    local_mac(&digest(&["mac", &who, spec.network.as_str()]))
+}
+
+/// As it is written, `02:ab:…`.
+pub(super) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn digest(parts: &[&str]) -> [u8; 32] {
@@ -69,8 +95,20 @@ pub(super) fn bridge_name(key: &NetworkKey) -> IfName {
 }
 
 /// The bridge's own hardware address. Without it a bridge changes its address with its ports.
-pub(super) fn bridge_mac(key: &NetworkKey) -> [u8; 6] {
-    local_mac(&digest(&["bridge", key.as_str()]))
+pub(super) fn bridge_mac(spec: &NetworkSpec) -> [u8; 6] {
+    let marks = super::vxlan::gateway_marks(spec);
+    let parts: Vec<&str> = ["bridge", spec.key.as_str()].into_iter().chain(marks.iter().map(String::as_str)).collect();
+    local_mac(&digest(&parts))
+}
+
+/// The link to the peers of a vxlan network: `nlx` and a hash.
+pub(super) fn tunnel_name(key: &NetworkKey) -> IfName {
+    name("nlx", &digest(&["vxlan", key.as_str()]))
+}
+
+/// The link to the VLAN of a bridge network: `nlq` and a hash.
+pub(super) fn vlan_name(key: &NetworkKey) -> IfName {
+    name("nlq", &digest(&["vlan", key.as_str()]))
 }
 
 /// `nlv` and a hash; 'v' is no hexadecimal digit, so no bridge has that name.
@@ -96,8 +134,15 @@ pub(super) struct Book {
 impl Book {
     /// Whether a network can be made or changed to this.
     pub(super) fn check_network(&self, spec: &NetworkSpec) -> Result<(), Error> {
-        let NetworkSpec { key, driver, subnets, internal, isolated: _, mtu, dns } = spec;
+        let NetworkSpec { key, driver, subnets, internal, isolated: _, mtu, dns, vlan } = spec;
         let unsupported = |message: String| Error::Unsupported { network: key.clone(), message };
+        if let Driver::Cni(_) = driver {
+            return if subnets.is_empty() && !internal && mtu.is_none() && !dns.enabled {
+                Ok(())
+            } else {
+                Err(unsupported("subnets, MTU, way out and names are the plugins' own".to_owned()))
+            };
+        }
         if subnets.is_empty() || subnets.len() > 2 {
             return Err(unsupported("one subnet, or one of each address family, is needed".to_owned()));
         }
@@ -106,13 +151,20 @@ impl Book {
         {
             return Err(unsupported("only one subnet of each address family is possible".to_owned()));
         }
-        if driver.parent().is_some() && (*internal || dns.enabled) {
+        if !driver.has_bridge() && (*internal || dns.enabled) {
             return Err(unsupported("on a parent it cannot be internal, and has no name server".to_owned()));
         }
         let smallest = if subnets.iter().any(|s| s.cidr.addr().is_ipv6()) { 1280 } else { 576 };
         if let Some(mtu) = mtu.filter(|mtu| !(smallest..=65_535).contains(mtu)) {
             return Err(unsupported(format!("MTU {mtu} is not between {smallest} and 65535")));
         }
+        if vlan.is_some() && *driver != Driver::Bridge {
+            return Err(unsupported("only a bridge is joined to a VLAN".to_owned()));
+        }
+        let others = || self.networks.values().filter(|other| other.key != *key);
+        super::vxlan::check(spec, others()).map_err(unsupported)?;
+        super::vlan::check(spec, others()).map_err(unsupported)?;
+        super::parent::check(spec, others()).map_err(unsupported)?;
         for subnet in subnets {
             ipam::check_subnet(subnet).map_err(unsupported)?;
             for other in self.networks.values().filter(|other| other.key != *key) {
@@ -134,13 +186,25 @@ impl Book {
         self.networks.get(&place.spec.network).is_some_and(|network| network.driver.parent().is_some())
     }
 
+    /// Whether the attachment has a port on a bridge of ours.
+    pub(super) fn has_port(&self, place: &Place) -> bool {
+        // Of a network that is gone nobody knows, so its end on the node is looked for.
+        self.networks.get(&place.spec.network).is_none_or(|network| network.driver.has_bridge())
+    }
+
+    /// Whether what the sandbox sends there is checked.
+    pub(super) fn is_guarded(&self, place: &Place) -> bool {
+        self.networks.get(&place.spec.network).is_some_and(|network| network.driver.has_bridge())
+    }
+
     /// An attachment as others see it.
     pub(super) fn attachment(&self, place: &Place, complete: bool) -> Attachment {
         let network = self.networks.get(&place.spec.network).filter(|network| network.dns.enabled);
         // One is enough: whichever is asked knows all networks of the sandbox.
         let resolvers = network.and_then(|network| network.subnets.iter().map(ipam::gateway).min());
         let shares = |network: &NetworkSpec| matches!(network.driver, Driver::Ipvlan { .. });
-        let mut attachment = place.attachment(complete, resolvers.into_iter().collect());
+        let told = place.plugged.as_ref().map(Plugged::resolvers).unwrap_or_default();
+        let mut attachment = place.attachment(complete, resolvers.into_iter().chain(told).collect());
         if self.networks.get(&place.spec.network).is_some_and(shares) {
             attachment.mac.clear();
         }
@@ -177,10 +241,15 @@ impl Book {
         let network = self.networks.get(&spec.network).ok_or_else(|| Error::NotFound(spec.network.clone()))?;
         let current = self.places.get(&(spec.sandbox.clone(), spec.network.clone()));
         let refuse = |address, reason: String| Error::Address { network: spec.network.clone(), address, reason };
+        if let Driver::Cni(_) = network.driver {
+            let kept = current.filter(|place| place.spec == *spec).cloned();
+            return Ok(kept.unwrap_or_else(|| Place { spec: spec.clone(), addresses: Vec::new(), plugged: None }));
+        }
         if let Some(stray) = spec.addresses.iter().find(|a| !network.subnets.iter().any(|s| s.cidr.contains(*a))) {
             let subnets: Vec<String> = network.subnets.iter().map(|s| s.cidr.to_string()).collect();
             return Err(refuse(*stray, format!("is not in {}", subnets.join(" or "))));
         }
+        self.check_mac(network, spec)?;
         let others = || self.places_in(&spec.network).filter(|place| place.spec.sandbox != spec.sandbox);
         let mut addresses = Vec::new();
         for subnet in &network.subnets {
@@ -211,7 +280,22 @@ impl Book {
             };
             addresses.push(ipam::with_prefix(address, subnet.cidr));
         }
-        Ok(Place { spec: spec.clone(), addresses })
+        Ok(Place { spec: spec.clone(), addresses, plugged: None })
+    }
+
+    /// Whether a sandbox may have the hardware address that it wishes for.
+    fn check_mac(&self, network: &NetworkSpec, spec: &AttachSpec) -> Result<(), Error> {
+        let Some(mac) = spec.link.mac else { return Ok(()) };
+        let unsupported = |message: String| Err(Error::Unsupported { network: spec.network.clone(), message });
+        if let Driver::Ipvlan { .. } = network.driver {
+            return unsupported("its sandboxes have their parent's hardware address and no other".to_owned());
+        }
+        let holder =
+            self.places_in(&spec.network).find(|place| place.spec.sandbox != spec.sandbox && place.mac() == mac);
+        match holder {
+            Some(place) => unsupported(format!("{} is used by sandbox {}", mac_text(mac), place.spec.sandbox)),
+            None => Ok(()),
+        }
     }
 
     /// Whether a sandbox may have exactly these ports, as far as other sandboxes are concerned.
@@ -232,23 +316,24 @@ impl Book {
             protocol: port.protocol,
             owner,
         };
-        let mut claims: HashMap<(Protocol, u16), Vec<(&SandboxId, &PublishedPort)>> = HashMap::new();
-        for (owner, theirs) in self.ports.iter().filter(|(owner, _)| *owner != sandbox && !gone.contains(owner)) {
-            for their in theirs {
-                claims.entry((their.protocol, their.host_port)).or_default().push((owner, their));
-            }
-        }
+        // What is wanted is few, what others have may be many: their ports are looked at once, and none is kept.
+        let mut wanted: HashMap<(Protocol, u16), Vec<&PublishedPort>> = HashMap::new();
         for port in ports {
             if port.host_ip.is_some_and(|host| host.is_ipv4() != port.target_ip.is_ipv4()) {
                 return Err(taken(port, format!("nobody, but leads to {} of the other family", port.target_ip)));
             }
-            let holders = claims.entry((port.protocol, port.host_port)).or_default();
-            match holders.iter().find(|(_, held)| share_address(held, port)) {
-                Some((owner, _)) if *owner == sandbox => {
-                    return Err(taken(port, format!("another port of sandbox {sandbox} itself")));
+            let same = wanted.entry((port.protocol, port.host_port)).or_default();
+            if same.iter().any(|other| share_address(other, port)) {
+                return Err(taken(port, format!("another port of sandbox {sandbox} itself")));
+            }
+            same.push(port);
+        }
+        for (owner, theirs) in self.ports.iter().filter(|(owner, _)| *owner != sandbox && !gone.contains(owner)) {
+            for their in theirs {
+                let rivals = wanted.get(&(their.protocol, their.host_port)).into_iter().flatten();
+                if let Some(port) = rivals.into_iter().find(|port| share_address(their, port)) {
+                    return Err(taken(port, format!("sandbox {owner}")));
                 }
-                Some((owner, _)) => return Err(taken(port, format!("sandbox {owner}"))),
-                None => holders.push((sandbox, port)),
             }
         }
         Ok(())

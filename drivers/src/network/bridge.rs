@@ -26,10 +26,15 @@ pub(super) fn is_complete(spec: &NetworkSpec, snapshot: &Snapshot) -> bool {
     if let Some(parent) = spec.driver.parent() {
         return super::parent::is_complete(parent, snapshot);
     }
+    if !spec.driver.has_bridge() {
+        return true;
+    }
     snapshot.links.get(bridge_name(&spec.key).as_str()).is_some_and(|bridge| {
         bridge.up
             && bridge.mtu == mtu(spec)
             && spec.subnets.iter().all(|s| snapshot.addresses.contains(&(bridge.index, ipam::gateway_net(s))))
+            && super::vxlan::is_complete(spec, bridge, snapshot)
+            && super::vlan::is_complete(spec, bridge, snapshot)
     })
 }
 
@@ -39,9 +44,10 @@ pub(super) fn port_requests(place: &Place, spec: &NetworkSpec, bridge: u32) -> V
     let alias = format!("nodelet {} {}", place.spec.sandbox, place.spec.network);
     let mut requests = vec![set_port(host.as_str(), bridge, mtu(spec), &alias)];
     // With br_netfilter on, destinations are translated while a frame is still on the bridge, which then has to send
-    // it back where it came from when a sandbox calls its own published port.
+    // it back where it came from when a sandbox calls its own published port. To one that bridges, its own broadcasts must
+    // not come back: its bridge would look for those behind it outside.
     if matches!(sysctl::read("bridge/bridge-nf-call-iptables"), Ok(Some(value)) if value == "1") {
-        requests.push(set_hairpin(host.as_str(), true));
+        requests.push(set_hairpin(host.as_str(), !place.spec.link.speaks_for_others));
     }
     requests
 }
@@ -51,25 +57,30 @@ impl Node {
     pub(super) fn ensure_network(&mut self, spec: &NetworkSpec) -> Result<Network, Error> {
         self.book.check_network(spec)?;
         let before = self.book.networks.get(&spec.key).cloned();
-        if before.as_ref().is_some_and(|before| before.driver.parent() != spec.driver.parent()) {
-            let message = "its driver and parent cannot change: remove it first".to_owned();
+        let other_kind = |before: &NetworkSpec| {
+            std::mem::discriminant(&before.driver) != std::mem::discriminant(&spec.driver)
+                || (spec.driver.parent().is_some() && before.driver != spec.driver)
+                || before.vlan != spec.vlan
+        };
+        if before.as_ref().is_some_and(other_kind) {
+            let message = "its driver, mode, parent and VLAN cannot change: remove it first".to_owned();
             return Err(Error::Unsupported { network: spec.key.clone(), message });
         }
         match spec.driver.parent() {
             Some(parent) => self.check_parent(spec, parent)?,
+            // Of networks of plugins the subnets are empty.
             None if before.as_ref().map(|before| &before.subnets) != Some(&spec.subnets) => self.check_routes(spec)?,
             None => {}
         }
+        let spec = &self.fit_tunnel(spec)?;
+        let spec = &self.fit_vlan(spec)?;
         let name = bridge_name(&spec.key);
         let path = self.records.path(Kind::Networks, name.as_str());
         self.records
             .write(Kind::Networks, name.as_str(), spec)
             .map_err(failed(format!("writing {}", path.display())))?;
         self.book.networks.insert(spec.key.clone(), spec.clone());
-        let made = match spec.driver.parent() {
-            Some(_) => Ok(()),
-            None => self.make_bridge(spec),
-        };
+        let made = if spec.driver.has_bridge() { self.make_bridge(spec) } else { Ok(()) };
         let made = made.and_then(|()| self.sync_table().map(|_| ()));
         let made = made.and_then(|()| self.listen_for_names(spec));
         self.publish_names();
@@ -110,7 +121,7 @@ impl Node {
         if found.is_none() {
             self.watched.forget(&name);
             self.links
-                .apply(vec![create_bridge(name.as_str(), bridge_mac(&spec.key), mtu(spec))])
+                .apply(vec![create_bridge(name.as_str(), bridge_mac(spec), mtu(spec))])
                 .map_err(refused(format!("creating bridge {name}")))?;
             found = self.links.find(name.as_str()).map_err(refused(format!("looking for bridge {name}")))?;
         }
@@ -140,7 +151,8 @@ impl Node {
         }
         self.links.apply(requests).map_err(refused(format!("setting up bridge {name}")))?;
         self.watched.expect(&name, Role::Bridge(bridge.index));
-        Ok(())
+        self.make_tunnel(spec, bridge.index)?;
+        self.make_vlan(spec, bridge.index)
     }
 
     /// Forwarding on the node, and 127.0.0.1 as a source on the bridge for ports published there.
@@ -160,7 +172,9 @@ impl Node {
         let route_localnet = format!("ipv4/conf/{name}/route_localnet");
         sysctl::ensure(&route_localnet, "1").map_err(failed(doing(&route_localnet)))?;
         if has_ipv6(spec) {
-            for (parameter, value) in [("disable_ipv6", "0"), ("accept_ra", "0")] {
+            // While its link-local address is in doubt, for up to two seconds after the first port came, the kernel looks
+            // for no neighbour of forwarded packets (ndisc_solicit, net/ipv6/ndisc.c): a published port would not answer.
+            for (parameter, value) in [("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0")] {
                 let parameter = format!("ipv6/conf/{name}/{parameter}");
                 sysctl::ensure(&parameter, value).map_err(failed(doing(&parameter)))?;
             }
@@ -177,7 +191,11 @@ impl Node {
         }
         if let Some(spec) = self.book.networks.get(key).cloned() {
             self.forget_parent(&spec);
+            if spec.vlan.is_some() {
+                self.remove_vlan(key)?;
+            }
         }
+        self.remove_tunnel(key)?;
         self.watched.forget(&name);
         match self.links.apply(vec![delete(name.as_str())]) {
             Err(error) if !error.is_absence() => return Err(refused(format!("removing bridge {name}"))(error)),

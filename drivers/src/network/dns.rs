@@ -25,7 +25,7 @@ mod upstream;
 mod view;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub(super) use self::serve::NameServer;
 pub(super) use self::view::View;

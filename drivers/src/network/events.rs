@@ -37,6 +37,8 @@ pub(super) enum Role {
     Bridge(u32),
     /// The node's end of an attachment, which has to be a port.
     Port,
+    /// A further port of this bridge, which is told in its place.
+    Member(IfName),
     /// Somebody else's link that networks build on, with its index, which it keeps when it is renamed.
     Parent(u32),
 }
@@ -89,8 +91,16 @@ impl Watched {
         match (self.lock().links.get(name), link) {
             (None, _) => false,
             (Some(_), None) => true,
-            (Some(Role::Port), Some(link)) => !link.up || link.master.is_none(),
+            (Some(Role::Port | Role::Member(_)), Some(link)) => !link.up || link.master.is_none(),
             (Some(Role::Bridge(index) | Role::Parent(index)), Some(link)) => !link.up || *index != link.index,
+        }
+    }
+
+    /// What is told when this link is damaged: itself, or the bridge that it belongs to.
+    fn told_as(&self, name: IfName) -> IfName {
+        match self.lock().links.get(name.as_str()) {
+            Some(Role::Member(bridge)) => bridge.clone(),
+            _ => name,
         }
     }
 
@@ -208,6 +218,11 @@ fn listen(
             }
             _ => true,
         });
+        let told = |hint| match hint {
+            Hint::Link(name) | Hint::Suspect(name) => Hint::Link(watched.told_as(name)),
+            other => other,
+        };
+        let hints = hints.into_iter().map(told).collect();
         watched.publish(&hints);
     }
 }

@@ -62,6 +62,27 @@ fn pool(subnet: &Subnet) -> (u128, u128) {
     }
 }
 
+/// The parts of the pool that are left of exclusions and gateway, in order, as first and last.
+fn spans(subnet: &Subnet) -> Vec<(u128, u128)> {
+    let own = gateway(subnet);
+    let mut holes: Vec<(u128, u128)> =
+        subnet.exclude.iter().map(|(from, to)| (to_number(*from), to_number(*to))).collect();
+    holes.push((to_number(own), to_number(own)));
+    holes.sort_unstable();
+    let (mut next, last) = pool(subnet);
+    let mut spans = Vec::new();
+    for (from, to) in holes {
+        if from > next && next <= last {
+            spans.push((next, last.min(from - 1)));
+        }
+        next = next.max(to.saturating_add(1));
+    }
+    if next <= last {
+        spans.push((next, last));
+    }
+    spans
+}
+
 /// Why a subnet cannot be used.
 pub(super) fn check_subnet(subnet: &Subnet) -> Result<(), String> {
     let inside = |address: IpAddr| subnet.cidr.contains(&address);
@@ -80,6 +101,9 @@ pub(super) fn check_subnet(subnet: &Subnet) -> Result<(), String> {
         && (!inside(from) || !inside(to) || from > to)
     {
         return Err(format!("range {from}-{to} is not inside {}", subnet.cidr));
+    }
+    if let Some((from, to)) = subnet.exclude.iter().find(|(from, to)| !inside(*from) || !inside(*to) || from > to) {
+        return Err(format!("exclusion {from}-{to} is not inside {}", subnet.cidr));
     }
     Ok(())
 }
@@ -107,27 +131,36 @@ pub(super) struct Exhausted {
 
 /// A free address of the subnet, searched from the place that `seed` names.
 pub(super) fn pick(subnet: &Subnet, taken: &[IpAddr], seed: u64) -> Result<IpAddr, Exhausted> {
-    let (first, last) = pool(subnet);
-    let gateway = gateway(subnet);
-    let size = last.checked_sub(first).map_or(0, |n| n.saturating_add(1));
+    let spans = spans(subnet);
+    let size = spans.iter().fold(0u128, |sum, (from, to)| sum.saturating_add((to - from).saturating_add(1)));
+    // The place among the spans' addresses, in order, and back.
+    let nth = |mut n: u128| {
+        spans.iter().find_map(|(from, to)| match n.checked_sub(to - from + 1) {
+            Some(rest) => {
+                n = rest;
+                None
+            }
+            None => Some(from + n),
+        })
+    };
+    let is_given = |number: &u128| spans.iter().any(|(from, to)| (from..=to).contains(&number));
     let mut blocked: Vec<u128> = taken.iter().filter(|a| subnet.cidr.contains(*a)).map(|a| to_number(*a)).collect();
-    blocked.push(to_number(gateway));
-    blocked.retain(|number| (first..=last).contains(number));
+    blocked.retain(is_given);
     blocked.sort_unstable();
     blocked.dedup();
     if size > blocked.len() as u128 {
         let start = u128::from(seed) % size;
         // Each blocked address can spoil one try.
         for step in 0..=blocked.len() as u128 {
-            let candidate = first + (start + step) % size;
-            if blocked.binary_search(&candidate).is_err() {
+            if let Some(candidate) = nth((start + step) % size)
+                && blocked.binary_search(&candidate).is_err()
+            {
                 return Ok(to_address(candidate, subnet.cidr.addr()));
             }
         }
     }
-    let own = u128::from((first..=last).contains(&to_number(gateway)));
     let clamp = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
-    Err(Exhausted { used: clamp(blocked.len() as u128 - own), total: clamp(size.saturating_sub(own)) })
+    Err(Exhausted { used: clamp(blocked.len() as u128), total: clamp(size) })
 }
 
 /// The private /24 subnets that a network without a wish can have, in order.
@@ -147,7 +180,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn subnet(cidr: &str) -> Subnet {
-        Subnet { cidr: cidr.parse().unwrap(), gateway: None, range: None }
+        Subnet { cidr: cidr.parse().unwrap(), gateway: None, range: None, exclude: Vec::new() }
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -183,6 +216,24 @@ mod tests {
         assert_eq!(pick(&ranged, &[first, second], 0), Err(Exhausted { used: 2, total: 2 }));
         // An address outside of the range does not count.
         assert_eq!(pick(&ranged, &[ip("10.0.0.9"), first], 0), Ok(second));
+    }
+
+    #[test]
+    fn excluded_parts_are_not_given() {
+        let exclude = vec![(ip("10.0.0.3"), ip("10.0.0.4")), (ip("10.0.0.6"), ip("10.0.0.6"))];
+        let holed = Subnet { exclude, ..subnet("10.0.0.0/29") };
+        let mut taken = Vec::new();
+        for seed in 0..2 {
+            taken.push(pick(&holed, &taken, seed).unwrap());
+        }
+        taken.sort();
+        assert_eq!(taken, [ip("10.0.0.2"), ip("10.0.0.5")]);
+        assert_eq!(pick(&holed, &taken, 3), Err(Exhausted { used: 2, total: 2 }));
+        assert!(check_wanted(&holed, ip("10.0.0.3")).is_ok(), "who asks for one has it");
+        let none = Subnet { exclude: vec![(ip("10.0.0.0"), ip("10.0.0.7"))], ..subnet("10.0.0.0/29") };
+        assert_eq!(pick(&none, &[], 3), Err(Exhausted { used: 0, total: 0 }));
+        let astray = Subnet { exclude: vec![(ip("10.0.1.0"), ip("10.0.1.7"))], ..subnet("10.0.0.0/29") };
+        assert!(check_subnet(&astray).unwrap_err().contains("exclusion 10.0.1.0-10.0.1.7"));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use netlink_packet_core::{
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoIpVlan, InfoKind, InfoMacVlan,
-    InfoPortData, InfoPortKind, InfoVeth, IpVlanMode, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
-    MacVlanMode,
+    InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, IpVlanMode, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo,
+    LinkMessage, MacVlanMode,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -21,6 +21,14 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Route};
 
 use super::netlink::{Message, Refused, Socket};
 use super::{Driver, IpvlanMode, MacvlanMode};
+
+mod shape;
+mod tunnel;
+mod vlan;
+
+pub(super) use self::shape::{limit, unlimit};
+pub(super) use self::tunnel::{add_peer, create_vxlan};
+pub(super) use self::vlan::create_vlan;
 
 const RT_TABLE_LOCAL: u8 = 255;
 
@@ -37,6 +45,10 @@ pub(super) struct Link {
     pub(super) master: Option<u32>,
     pub(super) mtu: u32,
     pub(super) mac: Option<Mac>,
+    /// Of a VXLAN link: its network number and port.
+    pub(super) vxlan: Option<(u32, u16)>,
+    /// Of a VLAN link: its number.
+    pub(super) vlan: Option<u16>,
 }
 
 /// A route to somewhere else than the node.
@@ -94,6 +106,30 @@ impl Links {
             Err(refused) if refused.is_absence() => Ok(None),
             Err(refused) => Err(refused),
         }
+    }
+
+    /// Whether the kernel can make links of this kind, which may load a module. Only for kinds that need more than a
+    /// name, so that the question makes nothing.
+    pub(super) fn can_make(&mut self, kind: InfoKind) -> Result<bool, Refused> {
+        let attributes =
+            vec![LinkAttribute::IfName("nlprobe".to_owned()), LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])];
+        let request = Request(Route::NewLink(link_message(attributes)), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL);
+        match self.apply(vec![request]) {
+            Err(Refused { errno: libc::EOPNOTSUPP, .. }) => Ok(false),
+            // "Invalid argument" is the answer of a driver that is there.
+            Ok(()) | Err(Refused { errno: libc::EINVAL, .. }) => Ok(true),
+            Err(refused) => Err(refused),
+        }
+    }
+
+    /// Gives a link that is down another name.
+    pub(super) fn rename(&mut self, from: &str, to: &str) -> Result<(), Refused> {
+        let Some(link) = self.find(from)? else {
+            return Err(Refused { errno: libc::ENODEV, detail: None, request: 0 });
+        };
+        let mut message = link_message(vec![LinkAttribute::IfName(to.to_owned())]);
+        message.header.index = link.index;
+        self.apply(vec![Request(Route::SetLink(message), NLM_F_ACK)])
     }
 
     /// All links of the namespace.
@@ -204,7 +240,7 @@ pub(super) fn create_child(
             };
             (InfoKind::IpVlan, InfoData::IpVlan(vec![InfoIpVlan::Mode(mode)]))
         }
-        Driver::Bridge | Driver::Macvlan { .. } => {
+        _ => {
             let mode = match driver {
                 Driver::Macvlan { mode: MacvlanMode::Private, .. } => MacVlanMode::Private,
                 Driver::Macvlan { mode: MacvlanMode::Vepa, .. } => MacVlanMode::Vepa,
@@ -248,6 +284,12 @@ pub(super) fn set_hairpin(host: &str, on: bool) -> Request {
     ]);
     // Changing a port's own settings is possible by the request that makes links, and not by the one that sets them.
     Request(Route::NewLink(message), NLM_F_ACK)
+}
+
+/// Sets the largest packet of a link.
+pub(super) fn set_mtu(name: &str, mtu: u32) -> Request {
+    let attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Mtu(mtu)];
+    Request(Route::SetLink(link_message(attributes)), NLM_F_ACK)
 }
 
 /// Takes up the link with that index.
@@ -349,6 +391,8 @@ fn parse_link(message: &Message) -> Option<Link> {
         master: None,
         mtu: 0,
         mac: None,
+        vxlan: None,
+        vlan: None,
     };
     for attribute in body.attributes {
         match attribute {
@@ -356,10 +400,23 @@ fn parse_link(message: &Message) -> Option<Link> {
             LinkAttribute::Controller(index) => link.master = Some(index).filter(|index| *index != 0),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Address(mac) => link.mac = mac.try_into().ok(),
+            LinkAttribute::LinkInfo(infos) => {
+                (link.vxlan, link.vlan) = (parse_vxlan(&infos), vlan::parse_vlan(&infos));
+            }
             _ => {}
         }
     }
     Some(link)
+}
+
+fn parse_vxlan(infos: &[LinkInfo]) -> Option<(u32, u16)> {
+    let data = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => Some(data),
+        _ => None,
+    })?;
+    let vni = data.iter().find_map(|info| if let InfoVxlan::Id(vni) = info { Some(*vni) } else { None });
+    let port = data.iter().find_map(|info| if let InfoVxlan::Port(port) = info { Some(*port) } else { None });
+    Some((vni?, port?))
 }
 
 fn parse_address(message: &Message) -> Option<(u32, IpNet)> {

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
+use super::cni::Attaching;
 use super::events::{Listener, Watched};
 use super::node::{Node, failed};
 use super::sysctl::ChangedSysctl;
@@ -51,7 +52,7 @@ impl LinuxNetworks {
         self.run(|node| Ok(node.changed_sysctls.clone())).await
     }
 
-    async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Node) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
@@ -66,9 +67,12 @@ impl LinuxNetworks {
 
 impl LinuxNetworks {
     /// Detaches a sandbox from one or all networks, without keeping the worker busy while the kernel waits.
-    async fn leave(&self, sandbox: &SandboxId, network: Option<NetworkKey>) -> Result<(), Error> {
+    pub(super) async fn leave(&self, sandbox: &SandboxId, network: Option<NetworkKey>) -> Result<(), Error> {
         let leaving = sandbox.clone();
         let departure = self.run(move |node| node.begin_detach(&leaving, network.as_ref())).await?;
+        for place in &departure.plugged {
+            super::cni::unplug(place).await?;
+        }
         let networks = tokio::task::spawn_blocking(move || departure.delete_links())
             .await
             .map_err(|join| failed("removing links")(std::io::Error::other(join)))??;
@@ -84,8 +88,10 @@ impl Networks for LinuxNetworks {
     }
 
     async fn ensure_network(&self, spec: &NetworkSpec) -> Result<Network, Error> {
-        let spec = spec.clone();
-        self.run(move |node| node.ensure_network(&spec)).await
+        let wanted = spec.clone();
+        let network = self.run(move |node| node.ensure_network(&wanted)).await?;
+        self.audit_plugins(spec).await?;
+        Ok(network)
     }
 
     async fn remove_network(&self, key: &NetworkKey) -> Result<(), Error> {
@@ -114,7 +120,10 @@ impl Networks for LinuxNetworks {
 
     async fn attach(&self, spec: &AttachSpec) -> Result<Attachment, Error> {
         let spec = spec.clone();
-        self.run(move |node| node.attach(&spec)).await
+        match self.run(move |node| node.attach(&spec)).await? {
+            Attaching::Done(attachment) => Ok(*attachment),
+            Attaching::Plugins(place, before) => self.plug(*place, before.map(|before| *before)).await,
+        }
     }
 
     async fn detach(&self, sandbox: &SandboxId, network: &NetworkKey) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::book::Book;
+use super::book::{Book, tunnel_name, vlan_name};
 use super::dns::{NameServer, View};
 use super::events::{Role, Watched};
 use super::link::{Link, Links};
@@ -14,7 +14,7 @@ use super::netlink::Refused;
 use super::nft::{self, Table};
 use super::records::{Kind, Records};
 use super::sysctl::ChangedSysctl;
-use super::{Error, Names, Network, NetworkSpec, bridge_name, ipam};
+use super::{Driver, Error, Names, Network, NetworkSpec, bridge_name, ipam};
 use crate::ids::{NetworkKey, SandboxId};
 
 /// See the module's documentation.
@@ -27,6 +27,8 @@ pub(super) struct Node {
     pub(super) changed_sysctls: Vec<ChangedSysctl>,
     /// Attachments whose links are being removed beside the worker.
     pub(super) leaving: HashSet<(SandboxId, NetworkKey)>,
+    /// Attachments that plugins found damaged.
+    pub(super) doubted: HashSet<(SandboxId, NetworkKey)>,
     pub(super) name_server: NameServer,
 }
 
@@ -65,6 +67,12 @@ pub(super) struct Snapshot {
     pub(super) addresses: Vec<(u32, IpNet)>,
 }
 
+/// The elements that our tables should hold.
+fn wanted_elements(book: &Book) -> nft::Elements {
+    let guarded = book.places.values().filter(|place| book.is_guarded(place));
+    nft::elements(book.networks.values(), guarded, book.ports.values().flatten())
+}
+
 impl Node {
     /// Opens the sockets in the calling thread's network namespace and reads the records.
     pub(super) fn open(dir: &Path, watched: Watched) -> Result<Self, Error> {
@@ -77,17 +85,25 @@ impl Node {
             watched,
             changed_sysctls: Vec::new(),
             leaving: HashSet::new(),
+            doubted: HashSet::new(),
             name_server: NameServer::new(),
         };
         node.read_records().map_err(failed(format!("reading the records in {}", dir.display())))?;
         let snapshot = node.snapshot()?;
-        for spec in node.book.networks.values() {
+        let plugged = |spec: &NetworkSpec| matches!(spec.driver, Driver::Cni(_));
+        for spec in node.book.networks.values().filter(|spec| !plugged(spec)) {
             let name = spec.driver.parent().cloned().unwrap_or_else(|| bridge_name(&spec.key));
             let index = snapshot.links.get(name.as_str()).map_or(0, |link| link.index);
             let role = if spec.driver.parent().is_some() { Role::Parent(index) } else { Role::Bridge(index) };
             node.watched.expect(&name, role);
+            if matches!(spec.driver, Driver::Vxlan(_)) {
+                node.watched.expect(&tunnel_name(&spec.key), Role::Member(name.clone()));
+            }
+            if spec.vlan.is_some() {
+                node.watched.expect(&vlan_name(&spec.key), Role::Member(name));
+            }
         }
-        for place in node.book.places.values().filter(|place| !node.book.is_on_parent(place)) {
+        for place in node.book.places.values().filter(|place| node.book.has_port(place)) {
             node.watched.expect(&place.host_link(), Role::Port);
         }
         // What ran before is answered for again before anybody looks at it.
@@ -131,14 +147,9 @@ impl Node {
         Ok(Snapshot { links: links.into_iter().map(|link| (link.name.clone(), link)).collect(), addresses })
     }
 
-    /// The elements that our table should hold.
-    pub(super) fn wanted_elements(&self) -> nft::Elements {
-        nft::elements(self.book.networks.values(), self.book.ports.values().flatten())
-    }
-
     /// Whether a table is needed at all.
     pub(super) fn needs_table(&self) -> bool {
-        let bridges = || self.book.networks.values().any(|network| network.driver.parent().is_none());
+        let bridges = || self.book.networks.values().any(|network| network.driver.has_bridge());
         !self.book.ports.is_empty() || bridges()
     }
 
@@ -148,7 +159,7 @@ impl Node {
             let removing = refused(format!("removing nftables table {}", nft::TABLE));
             return self.table.remove().map(|()| false).map_err(removing);
         }
-        let wanted = self.wanted_elements();
+        let wanted = wanted_elements(&self.book);
         match self.table.sync(&wanted) {
             // Somebody else was at it between our look and our write.
             Err(Refused { errno: libc::ENOENT | libc::EEXIST | libc::EBUSY | libc::ERESTART, .. }) => {
@@ -159,10 +170,26 @@ impl Node {
         .map_err(refused(format!("writing nftables table {}", nft::TABLE)))
     }
 
+    /// Changes elements of our table, after the book. Costs the same however many there are.
+    pub(super) fn change_table(&mut self, remove: Vec<nft::Member>, add: Vec<nft::Member>) -> Result<(), Error> {
+        if remove.is_empty() && add.is_empty() {
+            return Ok(());
+        }
+        if !self.needs_table() {
+            return self.sync_table().map(|_| ());
+        }
+        let Self { book, table, .. } = self;
+        match table.change(remove, add, || wanted_elements(book)) {
+            // Somebody else was at it between our look and our write, or the table is damaged: all of it is looked at.
+            Err(_) => self.sync_table().map(|_| ()),
+            Ok(_) => Ok(()),
+        }
+    }
+
     /// See [`super::Networks::list_networks`].
     pub(super) fn list_networks(&mut self) -> Result<Vec<Network>, Error> {
         let snapshot = self.snapshot()?;
-        let wanted = self.wanted_elements();
+        let wanted = wanted_elements(&self.book);
         let rules = !self.needs_table()
             || self.table.is_intact(&wanted).map_err(refused(format!("reading nftables table {}", nft::TABLE)))?;
         let network = |spec: &NetworkSpec| Network {

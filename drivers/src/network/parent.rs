@@ -7,6 +7,8 @@
 use std::io;
 use std::path::Path;
 
+use netlink_packet_route::link::InfoKind;
+
 use super::book::Place;
 use super::events::Role;
 use super::link::{Link, Links, create_child, delete};
@@ -14,7 +16,7 @@ use super::netlink::Refused;
 use super::netns::Netns;
 use super::node::{Node, Snapshot, failed, refused};
 use super::veth::{configure, is_sound_inside};
-use super::{Driver, Error, NetworkSpec};
+use super::{Driver, Error, MacvlanMode, NetworkSpec};
 use crate::ids::IfName;
 
 /// Whether the parent is there and up.
@@ -22,15 +24,56 @@ pub(super) fn is_complete(parent: &IfName, snapshot: &Snapshot) -> bool {
     snapshot.links.get(parent.as_str()).is_some_and(|link| link.up)
 }
 
+/// Why this network cannot be on its parent, beside those of `others`. The kernel would refuse the first attachment, or change
+/// the links of the others.
+pub(super) fn check<'a>(spec: &NetworkSpec, others: impl Iterator<Item = &'a NetworkSpec>) -> Result<(), String> {
+    let Some(parent) = spec.driver.parent() else { return Ok(()) };
+    let passes_through = |driver: &Driver| matches!(driver, Driver::Macvlan { mode: MacvlanMode::Passthru, .. });
+    let conflict = |other: &NetworkSpec| {
+        let key = &other.key;
+        match (&spec.driver, &other.driver) {
+            (own, theirs) if passes_through(own) || passes_through(theirs) => {
+                Some(format!("its parent {parent} carries network {key}, and passthru takes all of it"))
+            }
+            (Driver::Ipvlan { mode: own, .. }, Driver::Ipvlan { mode: theirs, .. }) if own != theirs => {
+                let mode = format!("{theirs:?}").to_lowercase();
+                Some(format!("all ipvlan links of {parent} have one mode, and those of network {key} have {mode}"))
+            }
+            (Driver::Ipvlan { .. }, Driver::Macvlan { .. }) => {
+                Some(format!("its parent {parent} carries macvlan of network {key}, and cannot carry ipvlan, too"))
+            }
+            (Driver::Macvlan { .. }, Driver::Ipvlan { .. }) => {
+                Some(format!("its parent {parent} carries ipvlan of network {key}, and cannot carry macvlan, too"))
+            }
+            _ => None,
+        }
+    };
+    others.filter(|other| other.driver.parent() == Some(parent)).find_map(conflict).map_or(Ok(()), Err)
+}
+
+/// What to do about a kind of link that the kernel does not have.
+pub(super) fn without_module(module: &str, option: &str) -> String {
+    format!("this kernel has no {module}: install the module {module} (modprobe {module}), or a kernel with {option}")
+}
+
 impl Node {
     /// Checks the parent, and has its loss told.
     pub(super) fn check_parent(&mut self, spec: &NetworkSpec, parent: &IfName) -> Result<(), Error> {
+        let (kind, module, option) = match spec.driver {
+            Driver::Ipvlan { .. } => (InfoKind::IpVlan, "ipvlan", "CONFIG_IPVLAN"),
+            _ => (InfoKind::MacVlan, "macvlan", "CONFIG_MACVLAN"),
+        };
+        if !self.links.can_make(kind).map_err(refused(format!("asking for {module}")))? {
+            let message = without_module(module, option);
+            return Err(Error::Unsupported { network: spec.key.clone(), message });
+        }
         let link = self.parent(spec, parent)?;
         self.watched.expect(parent, Role::Parent(link.index));
         Ok(())
     }
 
-    fn parent(&mut self, spec: &NetworkSpec, parent: &IfName) -> Result<Link, Error> {
+    /// The link `parent`, if it is there, up, and has room for the network's MTU.
+    pub(super) fn parent(&mut self, spec: &NetworkSpec, parent: &IfName) -> Result<Link, Error> {
         let unsupported = |message: String| Error::Unsupported { network: spec.key.clone(), message };
         let found = self.links.find(parent.as_str()).map_err(refused(format!("looking for {parent}")))?;
         match found {
@@ -63,26 +106,33 @@ impl Node {
     ) -> Result<(), Error> {
         let path = place.spec.netns.display();
         let netns = Netns::open(&place.spec.netns).map_err(failed(format!("opening network namespace {path}")))?;
-        if before == Some(place) && is_sound_inside(network, place, &netns) {
-            return Ok(());
+        if before.is_some_and(|before| before.is_same_link(place)) && is_sound_inside(network, place, &netns) {
+            return super::mtu::fit(network, place, &netns);
         }
         let link = self.parent(network, parent)?;
+        // Under another name first: the kernel looks for the one asked for among the node's links, too, and there is often an
+        // `eth0`.
+        let born = place.host_link();
         let mut create = || {
             let mtu = network.mtu.unwrap_or(link.mtu);
             let mac = matches!(network.driver, Driver::Macvlan { .. }).then(|| place.mac());
-            let inside = place.spec.ifname.as_str();
-            self.links.apply(vec![create_child(&network.driver, link.index, inside, netns.fd(), mac, mtu)])
+            self.links.apply(vec![create_child(&network.driver, link.index, born.as_str(), netns.fd(), mac, mtu)])
         };
         let doing = || format!("creating {} in {path} on {parent}", place.spec.ifname);
+        // A damaged one of ours, or one that was not named yet: nobody else makes links there.
+        delete_inside(&place.spec.netns, &place.spec.ifname)?;
         match create() {
-            // A damaged one of ours: nobody else makes links there.
             Err(Refused { errno: libc::EEXIST, .. }) => {
-                delete_inside(&place.spec.netns, &place.spec.ifname)?;
+                delete_inside(&place.spec.netns, &born)?;
                 create()
             }
             other => other,
         }
         .map_err(refused(doing()))?;
+        netns
+            .run(|| Ok(Links::open()?.rename(born.as_str(), place.spec.ifname.as_str())))
+            .map_err(failed(format!("entering {path}")))?
+            .map_err(refused(doing()))?;
         let outcome = netns.run(|| configure(network, place));
         outcome
             .map_err(failed(format!("entering {path}")))?

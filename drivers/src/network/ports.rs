@@ -17,7 +17,7 @@ impl Node {
         let before = self.book.ports.get(sandbox).cloned();
         if before.as_deref().unwrap_or_default() == ports {
             // What another hand took away comes back with this too.
-            return if ports.is_empty() { Ok(()) } else { self.sync_table().map(|_| ()) };
+            return self.change_ports(&[], ports);
         }
         self.book.check_ports(sandbox, ports)?;
         self.check_listeners(before.iter().flatten(), ports)?;
@@ -27,7 +27,8 @@ impl Node {
         both.dedup();
         self.record_ports(sandbox, &both)?;
         self.remember_ports(sandbox, ports.to_vec());
-        if let Err(error) = self.sync_table() {
+        let change = self.change_ports(before.as_deref().unwrap_or_default(), ports);
+        if let Err(error) = change {
             self.remember_ports(sandbox, before.clone().unwrap_or_default());
             self.record_ports(sandbox, before.as_deref().unwrap_or_default())?;
             return Err(error);
@@ -68,7 +69,7 @@ impl Node {
             self.remember_ports(other, Vec::new());
         }
         self.remember_ports(sandbox, ports.to_vec());
-        if let Err(error) = self.sync_table() {
+        if let Err(error) = self.change_ports(&held, ports) {
             for (owner, ports) in before {
                 self.record_ports(&owner, ports.as_deref().unwrap_or_default())?;
                 self.remember_ports(&owner, ports.unwrap_or_default());
@@ -80,6 +81,12 @@ impl Node {
             self.record_ports(other, &[])?;
         }
         self.record_ports(sandbox, ports)
+    }
+
+    /// Changes the kernel's map from the ports before to those that the book has now.
+    fn change_ports(&mut self, before: &[PublishedPort], now: &[PublishedPort]) -> Result<(), Error> {
+        let elements = |ports: &[PublishedPort]| ports.iter().map(nft::port_element).collect();
+        self.change_table(elements(before), elements(now))
     }
 
     /// Lets clients of changed UDP ports find their new way. Not essential enough to fail for: without it they do

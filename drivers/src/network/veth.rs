@@ -1,26 +1,35 @@
 //! Attachments: a veth pair with one end as a port of the bridge and the other, with address and route, in the
 //! sandbox's network namespace.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 
 use super::book::Place;
 use super::bridge::{has_ipv6, mtu, port_requests};
+use super::cni::Attaching;
 use super::events::Role;
 use super::link::{
-    Links, add_address, create_veth, delete, set_default_link, set_default_route, set_local_route, set_up,
+    Link, Links, add_address, create_veth, delete, set_default_link, set_default_route, set_local_route, set_up,
 };
 use super::netlink::Refused;
 use super::netns::Netns;
 use super::node::{Node, failed, refused};
 use super::records::Kind;
-use super::{AttachSpec, Attachment, Driver, Error, IpvlanMode, NetworkSpec, bridge_name, ipam, sysctl};
+use super::{AttachSpec, Attachment, Driver, Error, IpvlanMode, NetworkSpec, bridge_name, ipam, nft, sysctl};
 use crate::ids::{IfName, NetworkKey, SandboxId};
 
 impl Node {
     /// See [`super::Networks::attach`].
-    pub(super) fn attach(&mut self, spec: &AttachSpec) -> Result<Attachment, Error> {
+    pub(super) fn attach(&mut self, spec: &AttachSpec) -> Result<Attaching, Error> {
         let network = self.network(&spec.network)?.clone();
+        if let Driver::Cni(source) = &network.driver {
+            return self.begin_plugging(spec, source);
+        }
+        if network.driver.parent().is_some() && spec.link.ingress.is_some() {
+            let message = "what a sandbox receives on a parent cannot be limited: limit what it sends".to_owned();
+            return Err(Error::Unsupported { network: network.key.clone(), message });
+        }
         let place = self.book.find_place(spec)?;
         let host = place.host_link();
         let key = (spec.sandbox.clone(), spec.network.clone());
@@ -35,15 +44,19 @@ impl Node {
         }
         let made = match network.driver.parent() {
             Some(parent) => self.make_child(&network, parent, &place, before.as_ref()),
-            None => self.make_veth(&network, &place, before.as_ref()),
+            // From its first frame on it can only be itself.
+            None => self
+                .guard(before.as_ref(), Some(&place))
+                .and_then(|()| self.make_veth(&network, &place, before.as_ref())),
         };
+        let made = made.and_then(|()| self.limit(&network, &place, before.as_ref()));
         match made {
             Ok(()) => {
-                if network.driver.parent().is_none() {
+                if network.driver.has_bridge() {
                     self.watched.expect(&host, Role::Port);
                 }
                 self.publish_names();
-                Ok(self.book.attachment(&place, true))
+                Ok(Attaching::Done(Box::new(self.book.attachment(&place, true))))
             }
             Err(error) => {
                 if before.is_none() {
@@ -57,12 +70,20 @@ impl Node {
         }
     }
 
+    /// Lets the sandbox send by the addresses of its place `now`, and no longer by those of `before`.
+    fn guard(&mut self, before: Option<&Place>, now: Option<&Place>) -> Result<(), Error> {
+        let (before, now) = (before.map(nft::of_place), now.map(nft::of_place));
+        self.change_table(before.unwrap_or_default(), now.unwrap_or_default())
+    }
+
     fn make_veth(&mut self, network: &NetworkSpec, place: &Place, before: Option<&Place>) -> Result<(), Error> {
         let path = place.spec.netns.display();
         let netns = Netns::open(&place.spec.netns).map_err(failed(format!("opening network namespace {path}")))?;
         let bridge = self.bridge_index(network)?;
         let host = place.host_link();
-        if before == Some(place) && self.keep_veth(network, place, &netns, bridge)? {
+        if let Some(before) = before.filter(|before| before.is_same_link(place))
+            && self.keep_veth(network, place, before, &netns, bridge)?
+        {
             return Ok(());
         }
         let create = |links: &mut Links| {
@@ -98,7 +119,14 @@ impl Node {
     }
 
     /// Leaves a sound pair alone but for its port on the bridge. Returns whether it is sound now.
-    fn keep_veth(&mut self, network: &NetworkSpec, place: &Place, netns: &Netns, bridge: u32) -> Result<bool, Error> {
+    fn keep_veth(
+        &mut self,
+        network: &NetworkSpec,
+        place: &Place,
+        before: &Place,
+        netns: &Netns,
+        bridge: u32,
+    ) -> Result<bool, Error> {
         let host = place.host_link();
         let Some(link) = self.links.find(host.as_str()).map_err(refused(format!("looking for {host}")))? else {
             return Ok(false);
@@ -108,10 +136,12 @@ impl Node {
             self.delete_links(vec![host.as_str()])?;
             return Ok(false);
         }
-        if link.master != Some(bridge) || !link.up || link.mtu != mtu(network) {
+        let speaks_as_before = before.spec.link.speaks_for_others == place.spec.link.speaks_for_others;
+        if link.master != Some(bridge) || !link.up || link.mtu != mtu(network) || !speaks_as_before {
             let requests = port_requests(place, network, bridge);
             self.links.apply(requests).map_err(refused(format!("attaching {host}")))?;
         }
+        super::mtu::fit(network, place, netns)?;
         Ok(true)
     }
 
@@ -142,19 +172,41 @@ impl Node {
         if places.is_empty() {
             return Ok(Vec::new());
         }
-        let links = self.snapshot()?.links;
+        let links = self.links_of(&places, only.is_none())?;
         let check = |place: &Place| {
             let Some(network) = self.book.networks.get(&place.spec.network) else { return false };
+            if let Driver::Cni(_) = network.driver {
+                let key = (place.spec.sandbox.clone(), place.spec.network.clone());
+                return !self.doubted.contains(&key) && super::cni::is_sound(place);
+            }
             let bridge = links.get(bridge_name(&network.key).as_str());
             let host = links.get(place.host_link().as_str());
             if let Some(parent) = network.driver.parent() {
                 return links.get(parent.as_str()).is_some_and(|link| link.up)
-                    && Netns::open(&place.spec.netns).is_ok_and(|netns| is_sound_inside(network, place, &netns));
+                    && Netns::open(&place.spec.netns).is_ok_and(|netns| is_sound(network, place, &netns));
             }
             let port = host.is_some_and(|host| host.up && bridge.is_some_and(|b| host.master == Some(b.index)));
-            port && Netns::open(&place.spec.netns).is_ok_and(|netns| is_sound_inside(network, place, &netns))
+            port && Netns::open(&place.spec.netns).is_ok_and(|netns| is_sound(network, place, &netns))
         };
         Ok(places.iter().map(|place| self.book.attachment(place, check(place))).collect())
+    }
+
+    /// The links of the node that these attachments need, as far as they are there. To ask for each is dear for many and
+    /// cheap for few: a list takes the kernel as long as there are links.
+    fn links_of(&mut self, places: &[Place], are_all: bool) -> Result<HashMap<String, Link>, Error> {
+        if are_all {
+            return Ok(self.snapshot()?.links);
+        }
+        let mut links = HashMap::new();
+        for place in places {
+            let parent =
+                self.book.networks.get(&place.spec.network).and_then(|network| network.driver.parent().cloned());
+            for name in [parent.unwrap_or_else(|| bridge_name(&place.spec.network)), place.host_link()] {
+                let found = self.links.find(name.as_str()).map_err(refused(format!("looking for link {name}")))?;
+                links.extend(found.map(|link| (link.name.clone(), link)));
+            }
+        }
+        Ok(links)
     }
 
     /// The first part of [`super::Networks::detach`] and [`super::Networks::detach_all`]: closes the ports that lead
@@ -175,7 +227,10 @@ impl Node {
             self.set_names(&[(sandbox.clone(), None)])?;
         }
         let on_parent = places.iter().filter(|place| self.book.is_on_parent(place));
-        let inside = on_parent.map(|place| (place.spec.netns.clone(), place.spec.ifname.clone())).collect();
+        // By the name that it is born with, too, see `Node::make_child`.
+        let names = |place: &Place| [place.spec.ifname.clone(), place.host_link()];
+        let inside = on_parent.flat_map(|place| names(place).map(|name| (place.spec.netns.clone(), name))).collect();
+        let plugged = places.iter().filter(|place| place.plugged.is_some()).cloned().collect();
         let mut networks: Vec<NetworkKey> = places.into_iter().map(|place| place.spec.network).collect();
         // Even without a record, a link under this name is ours.
         if let Some(network) = network.filter(|network| !networks.contains(network)) {
@@ -189,7 +244,7 @@ impl Node {
             self.leaving.insert((sandbox.clone(), network.clone()));
         }
         let links = Links::open().map_err(failed("opening a netlink socket for links"))?;
-        Ok(Departure { sandbox: sandbox.clone(), networks, hosts, inside, links })
+        Ok(Departure { sandbox: sandbox.clone(), networks, hosts, inside, plugged, links })
     }
 
     /// The last part: frees the addresses. An attachment that was made again meanwhile is left alone.
@@ -211,12 +266,20 @@ impl Node {
     }
 
     fn forget_place(&mut self, key: &(SandboxId, NetworkKey)) -> Result<(), Error> {
+        let guarded = self.book.places.get(key).is_some_and(|place| self.book.is_guarded(place));
+        if let Some(place) = self.book.places.remove(key)
+            && guarded
+            && let Err(error) = self.guard(Some(&place), None)
+        {
+            self.book.places.insert(key.clone(), place);
+            return Err(error);
+        }
         let name = super::book::host_link(&key.0, &key.1);
         let path = self.records.path(Kind::Attachments, name.as_str());
         self.records
             .remove(Kind::Attachments, name.as_str())
             .map_err(failed(format!("removing {}", path.display())))?;
-        self.book.places.remove(key);
+        self.doubted.remove(key);
         Ok(())
     }
 }
@@ -229,6 +292,8 @@ pub(super) struct Departure {
     hosts: Vec<IfName>,
     /// Links without an end on the node, and where they are.
     inside: Vec<(PathBuf, IfName)>,
+    /// Places that plugins made, which [`Departure::delete_links`] leaves to them.
+    pub(super) plugged: Vec<Place>,
     links: Links,
 }
 
@@ -291,18 +356,28 @@ pub(super) fn configure(network: &NetworkSpec, place: &Place) -> io::Result<Resu
     Ok(links.apply(requests).and_then(|()| links.find(place.spec.ifname.as_str())).map(|_| ()))
 }
 
-/// Whether the link inside is there with its addresses and routes. What cannot be read is not sound.
+/// Whether the link inside, its MTU and its limits are as they should be.
+fn is_sound(network: &NetworkSpec, place: &Place, netns: &Netns) -> bool {
+    is_sound_inside(network, place, netns)
+        && super::mtu::is_right(network, place, netns)
+        && super::bandwidth::is_right(network, place, netns)
+}
+
+/// Whether the link inside is there with its addresses and routes. What cannot be read is not sound. A sandbox that may speak
+/// for others may make its link part of something else, which then has the addresses.
 pub(super) fn is_sound_inside(network: &NetworkSpec, place: &Place, netns: &Netns) -> bool {
     let check = || -> io::Result<Result<bool, Refused>> {
         let mut links = Links::open()?;
         Ok((|| {
             let Some(link) = links.find(place.spec.ifname.as_str())? else { return Ok(false) };
-            let own_mac = !matches!(network.driver, Driver::Ipvlan { .. });
+            let for_others = place.spec.link.speaks_for_others;
+            let own_mac = !for_others && !matches!(network.driver, Driver::Ipvlan { .. });
             if !link.up || (own_mac && link.mac != Some(place.mac())) {
                 return Ok(false);
             }
             let held = links.addresses()?;
-            if !place.addresses.iter().all(|address| held.contains(&(link.index, *address))) {
+            let holds = |address| held.iter().any(|(at, held)| held == address && (for_others || *at == link.index));
+            if !place.addresses.iter().all(holds) {
                 return Ok(false);
             }
             let gateways = default_routes(network, place);

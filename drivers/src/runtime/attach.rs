@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::containerd::Shared;
 use super::input::PipeInput;
 use super::session::{Input, Output, Session, Streams, TerminalSize};
-use super::{Error, LogTarget, TaskState, exec, list, record, stdin};
+use super::{ContainerSpec, Error, LogTarget, TaskState, exec, list, record, stdin};
 use crate::containerd::is_not_found;
 use crate::ids::ContainerId;
 use crate::logs::{LogReader, Options, Source};
@@ -55,7 +55,7 @@ pub(super) async fn attach(shared: Arc<Shared>, id: &ContainerId, streams: Strea
     let stderr = output(streams.stderr && !spec.tty, Source::Stderr).await?;
     // After the output's begin was found, so that what answers to the input is part of it.
     let input = match streams.stdin {
-        true => Some(stdin::open(&shared.options.run_dir, id).map_err(|e| failed("opening the input of", e))?),
+        true => Some(open_input(&shared, &spec).map_err(|e| failed("opening the input of", e))?),
         false => None,
     };
     let (resize, mut sizes) = watch::channel(TerminalSize::default());
@@ -71,7 +71,7 @@ pub(super) async fn attach(shared: Arc<Shared>, id: &ContainerId, streams: Strea
         }));
     }
     Ok(Session {
-        stdin: input.map(|pipe| Box::new(PipeInput::lasting(pipe)) as Input),
+        stdin: input.map(|input| Box::new(input) as Input),
         stdout,
         stderr,
         resize: spec.tty.then_some(resize),
@@ -82,6 +82,23 @@ pub(super) async fn attach(shared: Arc<Shared>, id: &ContainerId, streams: Strea
         }
         .boxed(),
     })
+}
+
+/// The input of the container, which ends with this if it is to be used once.
+fn open_input(shared: &Arc<Shared>, spec: &ContainerSpec) -> std::io::Result<PipeInput> {
+    let run_dir = &shared.options.run_dir;
+    if !spec.stdin_once {
+        return Ok(PipeInput::lasting(stdin::open(run_dir, &spec.id)?));
+    }
+    let pipe = if spec.tty { stdin::open(run_dir, &spec.id)? } else { stdin::take(run_dir, &spec.id)? };
+    let ended = CancellationToken::new();
+    let guard = ended.clone().drop_guard();
+    let (run_dir, id) = (run_dir.clone(), spec.id.clone());
+    tokio::spawn(async move {
+        ended.cancelled().await;
+        stdin::end(&run_dir, &id);
+    });
+    Ok(PipeInput::ending(pipe, spec.tty, guard))
 }
 
 fn is_alive(state: &TaskState) -> bool {

@@ -44,21 +44,26 @@ impl Fixture {
             env: Vec::new(),
             tty: false,
             stdin: false,
+            stdin_once: false,
             namespaces: Namespaces {
                 net: Namespace::Private,
                 ipc: Namespace::Private,
                 uts: Namespace::Private,
                 pid: Namespace::Private,
+                user: None,
             },
+            hostname: None,
             mounts: Vec::new(),
             cgroup: self.cgroup_parent.join(id).expect("ids are valid names"),
             limits: Limits::default(),
             ulimits: Vec::new(),
+            devices: Vec::new(),
             security: Security::default(),
             sysctls: BTreeMap::new(),
             oom_score_adj: None,
             log: LogTarget::None,
             stop_signal: None,
+            anonymous_volumes: None,
         }
     }
 }

@@ -16,11 +16,13 @@ use super::node::Node;
 use super::shims::Shims;
 use super::{
     Container, ContainerSpec, Error, ExecResult, ExecSpec, ImageWishes, Program, Runtime, RuntimeEvent, RuntimeInfo,
-    Session, Started, Streams, attach, create, events, exec, info, limits, list, remove, signal, start, sweep,
+    Session, Started, Streams, anchors, attach, create, events, exec, info, layers, limits, list, orphans, remove,
+    signal, start, stdin, sweep, view,
 };
-use crate::cgroups::Limits;
+use crate::cgroups::{Excess, Limits};
 use crate::containerd::Containerd;
-use crate::ids::{CgroupPath, ContainerId};
+use crate::ids::{CgroupPath, ContainerId, SandboxId};
+use crate::volumes::SnapshotMount;
 
 /// How containers are run.
 #[derive(Debug, Clone)]
@@ -42,9 +44,11 @@ pub struct Options {
     /// Let the default seccomp profile admit programs of the node's other architectures, such as 32-bit ones. It
     /// makes every start of a container markedly slower, so it is off by default.
     pub foreign_architectures: bool,
-    /// Sandboxes to a shim; 0 gives each its own. Shared ones take less memory, and one that dies takes the containers
-    /// of all its sandboxes with it.
+    /// Sandboxes to a shim; 0 gives each its own. Shared ones take less memory and time, and one that dies takes the
+    /// containers of all its sandboxes with it. With containerd 1.7 and later they are kept by anchors.
     pub shim_pool: usize,
+    /// The cgroup below which anchors are.
+    pub cgroup_parent: CgroupPath,
 }
 
 impl Default for Options {
@@ -58,6 +62,7 @@ impl Default for Options {
             run_dir: PathBuf::from("/run/nodelet"),
             foreign_architectures: false,
             shim_pool: 0,
+            cgroup_parent: CgroupPath::new("/nodelet").expect("it is a valid path"),
         }
     }
 }
@@ -81,13 +86,18 @@ pub(super) struct Shared {
     /// Name and version of the OCI runtime, asked for once.
     pub(super) oci_runtime: tokio::sync::OnceCell<String>,
     pub(super) shims: Shims,
+    pub(super) anchors: anchors::Keeper,
+    pub(super) suspects: orphans::Suspects,
     /// Creations are CPU-bound; more at a time than this only makes each of them late.
     pub(super) creating: Semaphore,
+    /// The same of programs in containers: without a bound, probes of a node that cannot keep up pile up for ever.
+    pub(super) execs_starting: Semaphore,
     /// See [`Shared::watch`].
     sees_processes: tokio::sync::OnceCell<bool>,
     /// Programs that we run in containers just now.
     pub(super) execs: exec::Live,
-    tasks: TaskTracker,
+    /// Calls that go on to their end when the caller goes away.
+    pub(super) tasks: TaskTracker,
 }
 
 impl Shared {
@@ -95,10 +105,15 @@ impl Shared {
     /// in a container without the node's pid namespace must not: its pids are other processes. It has the events of
     /// containerd instead.
     pub(super) async fn watch(&self, id: &ContainerId, pid: u32, cgroup: &CgroupPath) {
-        let sees = self.sees_processes.get_or_try_init(|| sees_process_of(self.containerd.address())).await;
-        if matches!(sees, Ok(true)) {
+        if self.sees_processes().await {
             self.exits.watch(&self.node, id, pid, cgroup);
         }
+    }
+
+    /// Whether pids mean the same to us and to containerd.
+    pub(super) async fn sees_processes(&self) -> bool {
+        let sees = self.sees_processes.get_or_try_init(|| sees_process_of(self.containerd.address())).await;
+        matches!(sees, Ok(true))
     }
 }
 
@@ -115,24 +130,31 @@ async fn sees_process_of(socket: &Path) -> std::io::Result<bool> {
 impl ContainerdRuntime {
     /// A runtime in the connection's namespace. Must be called within a tokio runtime.
     pub fn new(containerd: Containerd, options: Options) -> Self {
+        // Whoever had the only use of an input was attached to an agent that is gone.
+        stdin::end_taken(&options.run_dir);
         let node = Node::observe(&options.cgroup_root);
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            shared: Arc::new(Shared {
-                containerd,
-                shims: Shims::new(options.shim_pool, cpus * 2),
-                options,
-                node,
-                images: ImageCache::default(),
-                exits: Exits::default(),
-                known: Known::default(),
-                oci_runtime: tokio::sync::OnceCell::new(),
-                creating: Semaphore::new(cpus * 2),
-                sees_processes: tokio::sync::OnceCell::new(),
-                execs: exec::Live::default(),
-                tasks: TaskTracker::new(),
-            }),
-        }
+        let (anchors, words) = anchors::Keeper::new();
+        let shared = Arc::new(Shared {
+            containerd,
+            shims: Shims::new(options.shim_pool, cpus * 2),
+            anchors,
+            suspects: orphans::Suspects::default(),
+            options,
+            node,
+            images: ImageCache::default(),
+            exits: Exits::default(),
+            known: Known::default(),
+            oci_runtime: tokio::sync::OnceCell::new(),
+            creating: Semaphore::new(cpus * 2),
+            execs_starting: Semaphore::new(cpus * 2),
+            sees_processes: tokio::sync::OnceCell::new(),
+            execs: exec::Live::default(),
+            tasks: TaskTracker::new(),
+        });
+        // Ends with the last clone of this runtime.
+        tokio::spawn(anchors::keep(Arc::downgrade(&shared), words));
+        Self { shared }
     }
 
     /// Waits until no call that must not be cut short is under way: a client that goes away during the creation of
@@ -192,6 +214,14 @@ impl Runtime for ContainerdRuntime {
         Ok(ImageWishes { health_check: facts.health_check.clone() })
     }
 
+    async fn view(&self, sandbox: &SandboxId, name: &str, image: &str) -> Result<Vec<SnapshotMount>, Error> {
+        view::view(&self.shared, sandbox, name, image).await
+    }
+
+    async fn remove_views(&self, sandbox: &SandboxId, name: Option<&str>) -> Result<(), Error> {
+        view::remove(&self.shared, sandbox, name).await
+    }
+
     async fn stop_signal(&self, id: &ContainerId) -> Result<String, Error> {
         signal::stop_signal(&self.shared, id).await
     }
@@ -202,7 +232,7 @@ impl Runtime for ContainerdRuntime {
         self.uncancelled(doing, |shared| async move { remove::remove(&shared, &id).await }).await
     }
 
-    async fn update_limits(&self, id: &ContainerId, limits: &Limits) -> Result<(), Error> {
+    async fn update_limits(&self, id: &ContainerId, limits: &Limits) -> Result<Option<Excess>, Error> {
         limits::update(&self.shared, id, limits).await
     }
 
@@ -232,5 +262,13 @@ impl Runtime for ContainerdRuntime {
 
     async fn sweep(&self) -> Result<Vec<String>, Error> {
         sweep::sweep(self.shared.clone()).await
+    }
+
+    async fn writable_layer(&self, id: &ContainerId) -> Result<Option<PathBuf>, Error> {
+        layers::writable(&self.shared, id).await
+    }
+
+    async fn end_orphan_shims(&self) -> Vec<String> {
+        orphans::end_old(&self.shared).await
     }
 }

@@ -2,7 +2,7 @@
 //! keeps the snapshot from being collected.
 
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +15,19 @@ use containerd_client::types::Mount;
 use tonic::Status;
 
 use super::accounts::Accounts;
-use super::containerd::Shared;
+use super::containerd::{Options, Shared};
 use super::image::{self, ImageFacts};
 use super::record::{Journal, RuncOptions, SPEC_TYPE, json_any};
+use super::shims::Place;
 use super::spec::{self, Inputs};
-use super::{ContainerSpec, Error, LogTarget, Namespace, Seccomp, layers, signal, stdin};
+use super::{
+    ContainerSpec, DeviceWish, Error, LogTarget, MountSource, Namespace, Seccomp, anchors, apparmor, cdi, info, layers,
+    reaper, signal, stdin, users, view,
+};
 use crate::containerd::{is_already_exists, is_not_found};
 use crate::failpoint::passed;
+use crate::ids::CgroupPath;
+use crate::volumes::{self, Content, populate};
 
 /// Label on the snapshots that we make, so that a sweep knows them.
 pub(super) const SNAPSHOT_LABEL: &str = "nodelet.dev/container";
@@ -33,17 +39,30 @@ const REMNANT_PAUSE: Duration = Duration::from_millis(20);
 /// See [`super::Runtime::create`].
 pub(super) async fn create(shared: &Shared, spec: ContainerSpec) -> Result<(), Error> {
     check(&spec)?;
+    let _demand = shared.shims.demand();
     let _turn = shared.creating.acquire().await;
     let image = image::facts(shared, &spec.image).await?;
     let stop_signal = stop_signal(&spec, &image)?;
-    let mut record = record(shared, &spec);
-    let shim = shared.shims.join(&spec.id, &spec.sandbox);
-    let pooled = Some(shim.clone()).filter(|shim| *shim != spec.sandbox.as_str());
+    let mut record = record(shared, &spec)?;
+    let anchored = anchors::are_possible(shared).await?;
+    // Held until the task is there.
+    let place = shared.shims.join(&spec.id, &spec.sandbox, &spec.cgroup, anchored);
+    if place.ready.is_some() {
+        anchors::ensure(shared, &place).await?;
+        record.sandbox = place.shim.clone();
+    }
+    let pooled = Some(place.shim.clone()).filter(|shim| *shim != spec.sandbox.as_str());
     Journal { spec: spec.clone(), stop_signal, shim: pooled }.put(&mut record)?;
 
+    // Before the record names it: a reaper without a container is swept.
+    let shared_pid = match spec.namespaces.pid {
+        Namespace::Sandbox => Some(reaper::ensure(shared, &spec, &place.shim).await?),
+        _ => None,
+    };
+    let surroundings = Surroundings { shim: place.shim.clone(), shared_pid };
     let mounts = match image.accounts.get() {
         Some(accounts) => {
-            record.spec = Some(oci_spec(shared, &spec, &image, accounts, shim).await?);
+            record.spec = Some(oci_spec(shared, &spec, &image, accounts, surroundings).await?);
             create_record(shared, &spec, record).await?;
             prepare(shared, &spec, &image).await?
         }
@@ -56,20 +75,64 @@ pub(super) async fn create(shared: &Shared, spec: ContainerSpec) -> Result<(), E
             let mounts = prepare(shared, &spec, &image).await?;
             let accounts = read_accounts(&spec, &mounts).await?;
             let accounts = image.accounts.get_or_init(|| accounts);
-            record.spec = Some(oci_spec(shared, &spec, &image, accounts, shim).await?);
+            record.spec = Some(oci_spec(shared, &spec, &image, accounts, surroundings).await?);
             update_spec(shared, &spec, record).await?;
             mounts
         }
     };
+    fill_volumes(shared, &spec, &image).await?;
+    let mounts = translate_owners(shared, &spec, &image, mounts).await?;
     let log = prepare_log(shared, &spec).await?;
-    let stdin = if spec.stdin { stdin::ensure(&shared.options.run_dir, &spec.id)? } else { String::new() };
-    create_task(shared, &spec, mounts, stdin, log).await
+    let stdin = match (spec.stdin, spec.tty) {
+        (false, _) => String::new(),
+        (true, true) => stdin::ensure_pipe(&shared.options.run_dir, &spec.id)?,
+        // The logger keeps it open, and the stand-in for the OCI runtime hands it to the program.
+        (true, false) => stdin::ensure_input(&shared.options, &spec.id).map(|()| String::new())?,
+    };
+    create_task(shared, &spec, &place, mounts, stdin, log).await?;
+    release_layers(shared, &spec).await;
+    Ok(())
+}
+
+/// See [`users`]; nothing to do with the node's.
+async fn translate_owners(
+    shared: &Shared,
+    spec: &ContainerSpec,
+    image: &ImageFacts,
+    rootfs: Vec<Mount>,
+) -> Result<Vec<Mount>, Error> {
+    let Some(namespace) = spec.namespaces.user.clone() else { return Ok(rootfs) };
+    let (run_dir, spec, binds) = (shared.options.run_dir.clone(), spec.clone(), all_mounts(spec, image));
+    let doing = format!("translating the owners of files for container {}", spec.id);
+    let mapped = tokio::task::spawn_blocking(move || users::map(&run_dir, &spec, &namespace, &binds, &rootfs)).await;
+    let mapped = mapped.map_err(|error| Error::Failed { doing, source: Box::new(error) })?;
+    passed("translating the owners of files");
+    mapped
+}
+
+/// The root file system holds its layers by itself. Those that stay are removed with the container.
+async fn release_layers(shared: &Shared, spec: &ContainerSpec) {
+    if spec.namespaces.user.is_some() {
+        let (run_dir, spec) = (shared.options.run_dir.clone(), spec.clone());
+        let _ = tokio::task::spawn_blocking(move || users::release_layers(&run_dir, &spec)).await;
+    }
+}
+
+/// Those declared, and those of the image's volumes.
+fn all_mounts(spec: &ContainerSpec, image: &ImageFacts) -> Vec<super::Mount> {
+    let of_image = volumes(spec, image).into_iter().map(|(destination, directory)| super::Mount {
+        destination,
+        source: MountSource::Bind(directory),
+        read_only: false,
+        propagation: String::new(),
+    });
+    spec.mounts.iter().cloned().chain(of_image).collect()
 }
 
 /// What no daemon needs to be asked for.
 fn check(spec: &ContainerSpec) -> Result<(), Error> {
-    if spec.stdin && !spec.tty {
-        return Err(invalid("stdin", "input is only kept open together with a terminal (tty)".to_owned()));
+    if spec.stdin && !spec.tty && spec.log == LogTarget::None {
+        return Err(invalid("stdin", "input without a terminal (tty) is kept open by the log's writer".to_owned()));
     }
     for (index, mount) in spec.mounts.iter().enumerate() {
         if !mount.destination.starts_with('/') {
@@ -91,21 +154,36 @@ fn stop_signal(spec: &ContainerSpec, image: &ImageFacts) -> Result<String, Error
     Ok(chosen.to_owned())
 }
 
-fn record(shared: &Shared, spec: &ContainerSpec) -> Record {
+fn record(shared: &Shared, spec: &ContainerSpec) -> Result<Record, Error> {
     let options = &shared.options;
-    let runc = RuncOptions {
-        binary_name: options.oci_runtime.clone().unwrap_or_default(),
-        root: options.oci_root.as_ref().map(|root| root.display().to_string()).unwrap_or_default(),
+    let runtime = if spec.stdin && !spec.tty {
+        Some(stdin::stand_in(&options.run_dir, &spec.id))
+    } else {
+        options.oci_runtime.clone()
     };
-    Record {
+    let mut labels = spec.labels.clone();
+    if spec.namespaces.pid == Namespace::Sandbox {
+        labels.insert(reaper::USED_BY.to_owned(), spec.sandbox.to_string());
+    }
+    Ok(Record {
         id: spec.id.to_string(),
-        labels: spec.labels.clone().into_iter().collect(),
+        labels: labels.into_iter().collect(),
         image: spec.image.clone(),
-        runtime: Some(Handler { name: options.handler.clone(), options: Some(runc.to_any()) }),
+        runtime: Some(handler(options, runtime, &spec.cgroup)),
         snapshotter: shared.containerd.snapshotter().to_owned(),
         snapshot_key: spec.id.to_string(),
         ..Default::default()
-    }
+    })
+}
+
+/// containerd's runtime, with this OCI runtime, for a container in this cgroup.
+pub(super) fn handler(options: &Options, oci_runtime: Option<String>, cgroup: &CgroupPath) -> Handler {
+    let runc = RuncOptions {
+        binary_name: oci_runtime.unwrap_or_default(),
+        root: options.oci_root.as_ref().map(|root| root.display().to_string()).unwrap_or_default(),
+        systemd_cgroup: cgroup.is_systemd(),
+    };
+    Handler { name: options.handler.clone(), options: Some(runc.to_any()) }
 }
 
 async fn create_record(shared: &Shared, spec: &ContainerSpec, record: Record) -> Result<(), Error> {
@@ -171,36 +249,119 @@ async fn read_accounts(spec: &ContainerSpec, mounts: &[Mount]) -> Result<Account
     read.map_err(|e| failed(Box::new(e)))?.map_err(|e| failed(Box::new(e)))
 }
 
+/// Makes the directories of the image's volumes, and fills those that were never filled with what the image has there.
+async fn fill_volumes(shared: &Shared, spec: &ContainerSpec, image: &ImageFacts) -> Result<(), Error> {
+    let volumes = volumes(spec, image);
+    if volumes.is_empty() {
+        return Ok(());
+    }
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Failed {
+        doing: format!("filling the volumes of container {}", spec.id),
+        source,
+    };
+    let find = move || -> Result<Vec<_>, Box<dyn std::error::Error + Send + Sync>> {
+        let mut empty = Vec::new();
+        for (path, directory) in volumes {
+            std::fs::create_dir_all(&directory)?;
+            if populate::is_wanted(&directory)? {
+                empty.push((path, directory));
+            }
+        }
+        Ok(empty)
+    };
+    let empty = tokio::task::spawn_blocking(find).await.map_err(|e| failed(Box::new(e)))?.map_err(failed)?;
+    if empty.is_empty() {
+        return Ok(());
+    }
+    let name = format!("volumes-{}", spec.id);
+    let files = view::view(shared, &spec.sandbox, &name, &spec.image).await?;
+    let (run_dir, sandbox) = (shared.options.run_dir.clone(), spec.sandbox.clone());
+    let fill = move || {
+        // Other snapshotters: they begin empty.
+        if !populate::is_possible(&files) {
+            return Ok(());
+        }
+        for (path, directory) in empty {
+            let content = Content { image: files.clone(), path, keep_owner: false };
+            populate::from_snapshot(&run_dir, &sandbox, &content, &directory)?;
+            passed("filling a volume of an image");
+        }
+        Ok(())
+    };
+    let filled = tokio::task::spawn_blocking(fill).await.map_err(|e| failed(Box::new(e)))?;
+    view::remove(shared, &spec.sandbox, Some(&name)).await?;
+    filled.map_err(|error: volumes::Error| failed(Box::new(error)))
+}
+
+/// Paths of the image's volumes that nothing is mounted at, and the directories that stand for them.
+fn volumes(spec: &ContainerSpec, image: &ImageFacts) -> Vec<(String, PathBuf)> {
+    let Some(top) = &spec.anonymous_volumes else { return Vec::new() };
+    let is_mounted = |path: &str| spec.mounts.iter().any(|mount| mount.destination.trim_end_matches('/') == path);
+    let declared = image.config.volumes().iter().flatten().map(|path| path.trim_end_matches('/'));
+    let own = declared.filter(|path| path.len() > 1 && path.starts_with('/') && !is_mounted(path));
+    own.map(|path| (path.to_owned(), top.join(path.trim_start_matches('/').replace('/', "+")))).collect()
+}
+
+/// Where a container goes.
+struct Surroundings {
+    shim: String,
+    shared_pid: Option<PathBuf>,
+}
+
+/// The devices that are asked for by name.
+fn named(devices: &[DeviceWish]) -> Vec<&str> {
+    devices
+        .iter()
+        .filter_map(|wish| match wish {
+            DeviceWish::Named { name } => Some(name.as_str()),
+            DeviceWish::File { .. } => None,
+        })
+        .collect()
+}
+
 async fn oci_spec(
     shared: &Shared,
     spec: &ContainerSpec,
     image: &Arc<ImageFacts>,
     accounts: &Accounts,
-    shim: String,
+    surroundings: Surroundings,
 ) -> Result<prost_types::Any, Error> {
     let user = image.config.user().clone().unwrap_or_default();
     let identity = accounts.resolve(&spec.security, &user)?;
-    let (wanted, node, image) = (spec.clone(), shared.node.clone(), image.clone());
+    let (mut wanted, node) = (spec.clone(), shared.node.clone());
+    wanted.mounts = all_mounts(spec, image);
+    if spec.namespaces.user.is_some() {
+        users::check(&identity)?;
+        users::translate(&shared.options.run_dir, spec, &mut wanted.mounts);
+    }
+    let image = image.clone();
     let foreign_architectures = shared.options.foreign_architectures;
+    let recursive_read_only = info::recursive_read_only(shared).await;
     let built = tokio::task::spawn_blocking(move || {
-        let hostname = hostname(&wanted.namespaces.uts);
-        let devices = if wanted.security.privileged { spec::node_devices() } else { Vec::new() };
+        let hostname = hostname(&wanted);
+        let devices = spec::given(&wanted)?;
+        let edits = cdi::resolve(&cdi::DIRECTORIES.map(Path::new), &named(&wanted.devices))?;
         let profile = match &wanted.security.seccomp {
             Seccomp::Localhost(path) if !wanted.security.privileged => Some(spec::read_profile(path)?),
             _ => None,
         };
         let inputs = Inputs {
             spec: &wanted,
+            shared_pid: surroundings.shared_pid.as_deref(),
             image: &image.config,
             identity: &identity,
             hostname: &hostname,
             node: &node,
             foreign_architectures,
-            shim: &shim,
+            recursive_read_only,
+            apparmor: apparmor::resolve(wanted.security.apparmor.as_ref(), wanted.security.privileged)?,
+            shim: &surroundings.shim,
             devices: &devices,
             profile,
         };
-        json_any(SPEC_TYPE, &spec::build(&inputs)?)
+        let mut built = spec::build(&inputs)?;
+        edits.apply(&mut built);
+        json_any(SPEC_TYPE, &built)
     });
     built.await.map_err(|e| Error::Failed {
         doing: format!("building the specification of container {}", spec.id),
@@ -208,11 +369,14 @@ async fn oci_spec(
     })?
 }
 
-/// The host name in a UTS namespace. Blocking; a pinned one is entered by a thread of its own.
-fn hostname(uts: &Namespace) -> String {
+/// The host name that a container will see. Blocking; a pinned namespace is entered by a thread of its own.
+fn hostname(spec: &ContainerSpec) -> String {
     let own = || rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let Namespace::Path(path) = uts else { return own() };
-    let path = path.clone();
+    let path = match (&spec.namespaces.uts, &spec.hostname) {
+        (Namespace::Path(path), _) => path.clone(),
+        (Namespace::Private, Some(name)) => return name.clone(),
+        _ => return own(),
+    };
     let thread = std::thread::spawn(move || {
         use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
         let file = std::fs::File::open(path).ok()?;
@@ -236,6 +400,7 @@ async fn prepare_log(shared: &Shared, spec: &ContainerSpec) -> Result<String, Er
         })?;
     }
     let (max_size, max_files) = (max_size.to_string(), max_files.to_string());
+    let input = stdin::directory(&shared.options.run_dir, &spec.id);
     let mut arguments: Vec<(&str, &[u8])> = vec![
         ("path", path.as_os_str().as_bytes()),
         ("max-size", max_size.as_bytes()),
@@ -244,6 +409,9 @@ async fn prepare_log(shared: &Shared, spec: &ContainerSpec) -> Result<String, Er
     if spec.tty {
         // Who is attached waits for a prompt, which has no newline.
         arguments.push(("unfinished-lines", b"now"));
+    }
+    if spec.stdin && !spec.tty {
+        arguments.push(("input", input.as_os_str().as_bytes()));
     }
     Ok(logger_uri(&shared.options.logger, &arguments))
 }
@@ -266,6 +434,7 @@ fn escape(bytes: &[u8], is_path: bool) -> String {
 async fn create_task(
     shared: &Shared,
     spec: &ContainerSpec,
+    place: &Place<'_>,
     rootfs: Vec<Mount>,
     stdin: String,
     log: String,
@@ -282,6 +451,7 @@ async fn create_task(
         ..Default::default()
     };
     let deadline = tokio::time::Instant::now() + REMNANT_GOES_WITHIN;
+    let mut remade = false;
     loop {
         match containerd.tasks().create(containerd.request(message.clone())).await {
             Ok(answer) => {
@@ -294,6 +464,9 @@ async fn create_task(
             // already and still clears it away.
             Err(status) if is_already_exists(&status) && tokio::time::Instant::now() < deadline => {
                 tokio::time::sleep(REMNANT_PAUSE).await;
+            }
+            Err(status) if anchors::is_missing(&status) && !remade && anchors::remake(shared, place).await? => {
+                remade = true;
             }
             Err(status) => {
                 return Err(bad_command(&status).unwrap_or_else(|| {

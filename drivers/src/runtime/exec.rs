@@ -51,8 +51,10 @@ pub(super) async fn exec(
     let fifos = Fifos::make(&shared.options.run_dir, &shared.execs, id, &exec_id, streams).map_err(failed)?;
     let output = fifos.open_early().map_err(failed)?.stdout.map(Output::collect);
     let session = Session { shared, id, exec_id: &exec_id, spec };
-    session.add(process, fifos.stdout()).await?;
-    let result = session.run(abandoned).await;
+    let result = match session.start(process, fifos.stdout()).await? {
+        Ok(()) => session.wait(abandoned).await,
+        Err(error) => Err(error),
+    };
     // Always, also after a failed start; it returns when the output is copied, or after some seconds.
     let _ = tokio::time::timeout(OUTPUT_ENDS_WITHIN, session.delete()).await;
     let output = match output {
@@ -80,6 +82,20 @@ impl Session<'_> {
         format!("running {:?} in container {}", self.spec.command.first().map_or("", String::as_str), self.id)
     }
 
+    /// Adds it to the task and starts it. The outer error says that it was not added, so that there is nothing to
+    /// delete.
+    async fn start(&self, process: prost_types::Any, path: String) -> Result<Result<(), Error>, Error> {
+        // Closed never.
+        let _permit = self.shared.execs_starting.acquire().await;
+        self.add(process, path).await?;
+        let containerd = &self.shared.containerd;
+        let request = StartRequest { container_id: self.id.to_string(), exec_id: self.exec_id.to_owned() };
+        Ok(match containerd.tasks().start(containerd.request(request)).await {
+            Ok(_) => Ok(()),
+            Err(status) => Err(create::bad_command(&status).unwrap_or_else(|| containerd.error(self.doing(), status))),
+        })
+    }
+
     async fn add(&self, process: prost_types::Any, path: String) -> Result<(), Error> {
         let containerd = &self.shared.containerd;
         let request = containerd.request(ExecProcessRequest {
@@ -97,14 +113,10 @@ impl Session<'_> {
         }
     }
 
-    /// Starts it and waits for its end.
-    async fn run(&self, abandoned: CancellationToken) -> Result<u32, Error> {
+    /// Waits for its end; ends it when it takes too long.
+    async fn wait(&self, abandoned: CancellationToken) -> Result<u32, Error> {
         let containerd = &self.shared.containerd;
         let (container_id, exec_id) = (self.id.to_string(), self.exec_id.to_owned());
-        let start = StartRequest { container_id: container_id.clone(), exec_id: exec_id.clone() };
-        if let Err(status) = containerd.tasks().start(containerd.request(start)).await {
-            return Err(create::bad_command(&status).unwrap_or_else(|| containerd.error(self.doing(), status)));
-        }
         let wait = || containerd.request(WaitRequest { container_id: container_id.clone(), exec_id: exec_id.clone() });
         let timeout = async {
             match self.spec.timeout {

@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::node::Node;
 use crate::cgroups::Version;
 use crate::ids::{CgroupPath, ContainerId};
+use crate::oom;
 
 pub(super) mod pidfd;
 
@@ -117,6 +118,12 @@ impl Exits {
         }
     }
 
+    /// Tells of the end of a container whose first process need not be watched.
+    pub(super) fn tell(&self, id: &ContainerId) {
+        // No receivers is no error.
+        let _ = self.notices.send(id.clone());
+    }
+
     /// Forgets a container.
     pub(super) fn forget(&self, id: &ContainerId) {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
@@ -167,25 +174,33 @@ async fn follow(
 
 /// Where the kernel counts processes of a cgroup that it killed for memory.
 #[derive(Debug, Clone)]
-pub(super) struct OomFile(PathBuf);
+pub(super) struct OomFile {
+    file: PathBuf,
+    /// A scope, which systemd removes as soon as nothing runs in it: what the kernel logged stays.
+    scope: Option<CgroupPath>,
+}
 
 impl OomFile {
     pub(super) fn of(node: &Node, cgroup: &CgroupPath) -> Self {
         let relative = cgroup.as_str().trim_start_matches('/');
-        Self(match node.cgroup_version {
+        let file = match node.cgroup_version {
             Version::V1 => node.cgroup_root.join("memory").join(relative).join("memory.oom_control"),
             Version::V2 => node.cgroup_root.join(relative).join("memory.events"),
-        })
+        };
+        Self { file, scope: Some(cgroup.clone()).filter(CgroupPath::is_systemd) }
     }
 
-    /// Whether it happened; `false` also when the cgroup is gone.
+    /// Whether it happened; `false` also when the cgroup is gone and the kernel's log does not tell.
     pub(super) fn happened(&self) -> bool {
-        oom_kills(&self.0) > 0
+        match (std::fs::read_to_string(&self.file), &self.scope) {
+            (Ok(text), _) => oom_kills(&text) > 0,
+            (Err(_), Some(scope)) => oom::was_killed_in(Path::new(oom::KERNEL_LOG), scope.as_str()),
+            (Err(_), None) => false,
+        }
     }
 }
 
 /// Both versions have a line "oom_kill N".
-fn oom_kills(file: &Path) -> u64 {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
+fn oom_kills(text: &str) -> u64 {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|n| n.trim().parse().ok()).unwrap_or(0)
 }

@@ -3,7 +3,8 @@
 //! Containers "run" commands in a tiny language, found anywhere in the joined command: `exit N` ends with N as soon
 //! as it is started, `trap 'exit N' TERM` ends with N on SIGTERM, a program called `/nonexistent` cannot be
 //! run, and everything else runs until a signal ends it with 128 + its number. Programs run by
-//! [`Runtime::exec`] print what follows `echo `, end with the N of `exit N`, and `sleep` outlasts every timeout.
+//! [`Runtime::exec`] print what follows `echo `, end with the N of `exit N`, and `sleep` outlasts every timeout; `stuck`
+//! does so for a second more, as on a node that cannot keep up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,11 +14,12 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::{
-    Container, ContainerSpec, Error, ExecResult, ExecSpec, Exit, Program, Runtime, RuntimeEvent, RuntimeInfo, Session,
-    Started, Streams, TaskState, signal,
+    Container, ContainerSpec, Error, ExecResult, ExecSpec, Exit, LogTarget, Program, Runtime, RuntimeEvent,
+    RuntimeInfo, Session, Started, Streams, TaskState, signal,
 };
-use crate::cgroups::Limits;
-use crate::ids::ContainerId;
+use crate::cgroups::{Excess, Limits};
+use crate::ids::{ContainerId, SandboxId};
+use crate::volumes::SnapshotMount;
 
 mod streams;
 
@@ -39,11 +41,17 @@ struct State {
     next_pid: u32,
     fail_create: Option<String>,
     fail_start: Option<String>,
+    fail_update: Option<String>,
+    /// Memory that containers use, in bytes.
+    used: BTreeMap<ContainerId, u64>,
     unavailable: bool,
     orphans: Vec<String>,
     /// Programs of execs that run.
     programs: usize,
     calls: Vec<String>,
+    execs: Vec<String>,
+    /// Execs that a busy runtime has not ended yet: now, and at most.
+    stuck: (usize, usize),
 }
 
 #[derive(Debug, Clone)]
@@ -88,6 +96,16 @@ impl FakeRuntime {
         self.lock().fail_start = Some(message.to_owned());
     }
 
+    /// The next change of limits is refused with these words.
+    pub fn fail_next_update(&self, message: &str) {
+        self.lock().fail_update = Some(message.to_owned());
+    }
+
+    /// From now on the container uses so many bytes of memory.
+    pub fn set_memory_use(&self, id: &ContainerId, bytes: u64) {
+        self.lock().used.insert(id.clone(), bytes);
+    }
+
     /// Somebody else deletes the container behind our back.
     pub fn delete_behind(&self, id: &ContainerId) {
         let mut state = self.lock();
@@ -112,6 +130,21 @@ impl FakeRuntime {
     /// Leaves something for the next [`Runtime::sweep`] to find.
     pub fn add_orphan(&self, what: &str) {
         self.lock().orphans.push(what.to_owned());
+    }
+
+    /// The node starts anew: records stay, what ran does not. Tell the agent by starting it.
+    pub fn reboot(&self) {
+        self.lock().containers.values_mut().for_each(|entry| entry.state = TaskState::Absent);
+    }
+
+    /// Commands that were run in containers, in order: "a true", …
+    pub fn execs(&self) -> Vec<String> {
+        self.lock().execs.clone()
+    }
+
+    /// How many programs were under way at most that took the runtime longer than they may take.
+    pub fn most_stuck(&self) -> usize {
+        self.lock().stuck.1
     }
 
     /// The specification a container was made from.
@@ -223,8 +256,8 @@ impl Runtime for FakeRuntime {
     async fn create(&self, spec: &ContainerSpec) -> Result<(), Error> {
         let mut state = self.available()?;
         state.calls.push(format!("create {}", spec.id));
-        if spec.stdin && !spec.tty {
-            let message = "input is only kept open together with a terminal (tty)".to_owned();
+        if spec.stdin && !spec.tty && spec.log == LogTarget::None {
+            let message = "input without a terminal (tty) is kept open by the log's writer".to_owned();
             return Err(Error::Invalid { field: "stdin".to_owned(), message });
         }
         if !state.images.is_empty() && !state.images.contains_key(&spec.image) {
@@ -304,6 +337,18 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
+    async fn view(&self, _sandbox: &SandboxId, _name: &str, image: &str) -> Result<Vec<SnapshotMount>, Error> {
+        let state = self.available()?;
+        if !state.images.is_empty() && !state.images.contains_key(image) {
+            return Err(Error::NotFound { what: "image", id: image.to_owned() });
+        }
+        Ok(vec![SnapshotMount { kind: "bind".to_owned(), source: image.into(), options: Vec::new() }])
+    }
+
+    async fn remove_views(&self, _sandbox: &SandboxId, _name: Option<&str>) -> Result<(), Error> {
+        self.available().map(drop)
+    }
+
     async fn stop_signal(&self, id: &ContainerId) -> Result<String, Error> {
         let state = self.available()?;
         let spec = &state.containers.get(id).ok_or_else(|| absent(id))?.spec;
@@ -321,23 +366,46 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
-    async fn update_limits(&self, id: &ContainerId, limits: &Limits) -> Result<(), Error> {
+    async fn update_limits(&self, id: &ContainerId, limits: &Limits) -> Result<Option<Excess>, Error> {
         let mut state = self.available()?;
         state.calls.push(format!("update_limits {id}"));
+        if let Some(message) = state.fail_update.take() {
+            return Err(Error::Invalid { field: "resources".to_owned(), message });
+        }
+        let used = state.used.get(id).copied().unwrap_or_default();
         let entry = state.containers.get_mut(id).ok_or_else(|| absent(id))?;
-        entry.spec.limits = limits.clone();
-        Ok(())
+        let in_force = entry.spec.limits.memory_max;
+        let excess = limits.memory_max.filter(|max| used > *max && in_force.is_none_or(|now| now > *max));
+        let excess = excess.map(|wanted| Excess { wanted, used, in_force });
+        let memory_max = excess.map_or(limits.memory_max, |excess| excess.in_force);
+        entry.spec.limits = Limits { memory_max, ..limits.clone() };
+        Ok(excess)
     }
 
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<ExecResult, Error> {
         let script = spec.command.join(" ");
         {
-            let state = self.available()?;
+            let mut state = self.available()?;
             let entry = state.containers.get(id).ok_or_else(|| absent(id))?;
             if !matches!(entry.state, TaskState::Running { .. }) {
                 let source = "the container does not run".into();
                 return Err(Error::Failed { doing: format!("running {script:?} in container {id}"), source });
             }
+            state.execs.push(format!("{id} {script}"));
+        }
+        if script.contains("stuck") {
+            // The runtime is at it whether or not somebody still waits for the answer.
+            let (state, time) = (self.clone(), spec.timeout.unwrap_or_default() + Duration::from_secs(1));
+            let ended = tokio::spawn(async move {
+                {
+                    let stuck = &mut state.lock().stuck;
+                    *stuck = (stuck.0 + 1, stuck.1.max(stuck.0 + 1));
+                }
+                tokio::time::sleep(time).await;
+                state.lock().stuck.0 -= 1;
+            });
+            let _ = ended.await;
+            return Ok(ExecResult { code: 1, output: Vec::new() });
         }
         if script.contains("sleep") {
             tokio::time::sleep(spec.timeout.unwrap_or(Duration::MAX)).await;
@@ -372,6 +440,11 @@ impl Runtime for FakeRuntime {
         let mut state = self.available()?;
         let orphans: BTreeSet<String> = state.orphans.drain(..).collect();
         Ok(orphans.into_iter().collect())
+    }
+
+    async fn end_orphan_shims(&self) -> Vec<String> {
+        // It has no shims.
+        Vec::new()
     }
 }
 

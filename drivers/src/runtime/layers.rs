@@ -1,4 +1,4 @@
-//! Reading a file from a stack of overlay layers without mounting it.
+//! Reading files and directories from a stack of overlay layers without mounting it.
 //!
 //! # Contract
 //! - Sees what a mount would show: upper layers hide lower ones, whiteouts and opaque directories hide everything
@@ -11,7 +11,13 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Component, Path, PathBuf};
 
+use containerd_client::services::v1::snapshots::MountsRequest;
 use containerd_client::types::Mount;
+use tonic::Code;
+
+use super::Error;
+use super::containerd::Shared;
+use crate::ids::ContainerId;
 
 /// As many symlinks as the kernel follows.
 const MAX_LINKS: usize = 40;
@@ -34,6 +40,19 @@ pub(super) fn of_mounts(mounts: &[Mount]) -> Option<Vec<PathBuf>> {
     }
 }
 
+/// See [`super::Runtime::writable_layer`].
+pub(super) async fn writable(shared: &Shared, id: &ContainerId) -> Result<Option<PathBuf>, Error> {
+    let containerd = &shared.containerd;
+    let snapshotter = containerd.snapshotter().to_owned();
+    let request = containerd.request(MountsRequest { snapshotter, key: id.to_string() });
+    let mounts = match containerd.snapshots().mounts(request).await {
+        Ok(answer) => answer.into_inner().mounts,
+        Err(status) if status.code() == Code::NotFound => return Ok(None),
+        Err(status) => return Err(containerd.error(format!("asking for the layers of container {id}"), status)),
+    };
+    Ok(of_mounts(&mounts).and_then(|layers| layers.into_iter().next()))
+}
+
 /// What the stack shows at one name of a directory.
 enum Entry {
     /// Nothing.
@@ -44,10 +63,20 @@ enum Entry {
     Link(PathBuf),
     /// A regular file.
     File(PathBuf),
+    /// A pipe, socket or device.
+    Special,
 }
 
 /// The content of `path`; `None` if there is no such regular file.
 pub(super) fn read_file(layers: &[PathBuf], path: &str) -> io::Result<Option<Vec<u8>>> {
+    match resolve(layers, path)? {
+        Entry::File(path) => read_small(&path).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// What the stack shows at `path`; never a [`Entry::Link`].
+fn resolve(layers: &[PathBuf], path: &str) -> io::Result<Entry> {
     let root = layers.to_vec();
     // From the root to where we are, so that ".." can go back.
     let mut stack = vec![root];
@@ -60,16 +89,16 @@ pub(super) fn read_file(layers: &[PathBuf], path: &str) -> io::Result<Option<Vec
             }
             continue;
         }
-        let Some(here) = stack.last() else { return Ok(None) };
+        let Some(here) = stack.last() else { return Ok(Entry::Absent) };
         match look_up(here, &name)? {
-            Entry::Absent => return Ok(None),
+            found @ (Entry::Absent | Entry::Special) => return Ok(found),
             Entry::Directory(parts) => stack.push(parts),
-            Entry::File(path) if rest.is_empty() => return read_small(&path).map(Some),
-            Entry::File(_) => return Ok(None),
+            Entry::File(path) if rest.is_empty() => return Ok(Entry::File(path)),
+            Entry::File(_) => return Ok(Entry::Absent),
             Entry::Link(target) => {
                 links += 1;
                 if links > MAX_LINKS {
-                    return Ok(None);
+                    return Ok(Entry::Absent);
                 }
                 if target.is_absolute() {
                     stack.truncate(1);
@@ -80,7 +109,7 @@ pub(super) fn read_file(layers: &[PathBuf], path: &str) -> io::Result<Option<Vec
             }
         }
     }
-    Ok(None)
+    Ok(stack.pop().map_or(Entry::Absent, Entry::Directory))
 }
 
 fn components(path: &Path) -> VecDeque<OsString> {
@@ -93,6 +122,7 @@ fn components(path: &Path) -> VecDeque<OsString> {
         .collect()
 }
 
+/// What the stack shows at one name of a directory, whose parts are given topmost first.
 fn look_up(directory: &[PathBuf], name: &OsString) -> io::Result<Entry> {
     let mut parts = Vec::new();
     for part in directory {
@@ -120,7 +150,7 @@ fn look_up(directory: &[PathBuf], name: &OsString) -> io::Result<Entry> {
         } else if kind.is_file() {
             Entry::File(path)
         } else {
-            Entry::Absent
+            Entry::Special
         });
     }
     Ok(if parts.is_empty() { Entry::Absent } else { Entry::Directory(parts) })

@@ -9,6 +9,7 @@ use containerd_client::services::v1::{
 };
 use containerd_client::types::v1::{Process, Status as TaskStatus};
 
+use super::anchors::{self, Member};
 use super::containerd::Shared;
 use super::exits::{Ended, OomFile};
 use super::record::{self, Journal};
@@ -19,21 +20,37 @@ use crate::ids::ContainerId;
 /// How long containerd may need to learn of an exit that the kernel told us.
 const SETTLES_WITHIN: Duration = Duration::from_secs(5);
 
+/// Exit status of what was ended by SIGKILL.
+const KILLED: u32 = 137;
+
 /// See [`super::Runtime::list`].
 pub(super) async fn list(shared: &Shared) -> Result<Vec<Container>, Error> {
     let containerd = &shared.containerd;
+    let settled = shared.shims.settled();
     // Records first: a task without a record is then one whose record was taken away, not one just made.
     let request = containerd.request(ListContainersRequest::default());
     let records = containerd.containers().list(request).await;
     let records = records.map_err(|status| containerd.error("listing containers", status))?.into_inner().containers;
     let mut tasks = tasks(shared).await?;
-    let mut containers = Vec::with_capacity(records.len());
+    let mut found = Vec::with_capacity(records.len());
+    let mut anchors = BTreeSet::new();
     for record in records {
         let task = tasks.remove(&record.id);
         if let Some((id, journal)) = ours(&record) {
-            shared.shims.note(&id, &journal);
-            containers.push(join(shared, id, record, journal, task).await?);
+            found.push((id, record, journal, task));
+        } else if record.labels.contains_key(anchors::LABEL) {
+            anchors.insert(record.id);
         }
+    }
+    note_shims(shared, anchors, &found).await;
+    // Whose record and task somebody has deleted, so that nobody will have it removed.
+    let kept = |id: &ContainerId| tasks.contains_key(id.as_str()) || found.iter().any(|(found, ..)| found == id);
+    for id in settled.iter().filter(|id| !kept(id)) {
+        shared.shims.leave(id);
+    }
+    let mut containers = Vec::with_capacity(found.len());
+    for (id, record, journal, task) in found {
+        containers.push(join(shared, id, record, journal, task).await?);
     }
     // Only a task that we knew with a record: a foreign one is none of our business, and what was lost while no
     // agent ran is swept at start.
@@ -45,6 +62,25 @@ pub(super) async fn list(shared: &Shared) -> Result<Vec<Container>, Error> {
     shared.known.replace(&containers);
     shared.exits.retain(&containers.iter().map(|c| c.id.clone()).collect::<BTreeSet<_>>());
     Ok(containers)
+}
+
+/// Notes which containers are in which shared shim.
+async fn note_shims(
+    shared: &Shared,
+    anchors: BTreeSet<String>,
+    found: &[(ContainerId, Record, Journal, Option<Process>)],
+) {
+    let mut members = Vec::new();
+    for (id, record, journal, _) in found {
+        let spec = &journal.spec;
+        if !record.sandbox.is_empty() {
+            members.push(Member { anchor: &record.sandbox, id, sandbox: &spec.sandbox, cgroup: &spec.cgroup });
+        } else if shared.shims.are_shared() {
+            let shim = journal.shim.as_deref().unwrap_or(spec.sandbox.as_str());
+            shared.shims.note(shim, id, &spec.sandbox, &spec.cgroup);
+        }
+    }
+    anchors::observe(shared, anchors, &members).await;
 }
 
 /// See [`super::Runtime::get`].
@@ -129,7 +165,7 @@ async fn join(
     task: Option<Process>,
 ) -> Result<Container, Error> {
     let state = match task {
-        None => lost(shared, &id),
+        None => lost(shared, &id, &record.sandbox, &journal).await,
         Some(task) => state(shared, &id, &journal, task).await?,
     };
     Ok(Container {
@@ -142,11 +178,15 @@ async fn join(
     })
 }
 
-/// There is no task. If we saw its process end, this is how.
-fn lost(shared: &Shared, id: &ContainerId) -> TaskState {
-    match shared.exits.ended(id, None) {
-        Some(Ended { code: Some(code), at, oom_killed }) => TaskState::Exited(Exit { code, at, oom_killed }),
-        _ => TaskState::Absent,
+/// There is no task. If we saw its process end, this is how. If its shim has died, it is as with any shim that dies, but
+/// that we have to see to it.
+async fn lost(shared: &Shared, id: &ContainerId, anchor: &str, journal: &Journal) -> TaskState {
+    let ended = anchors::end_if_fallen(shared, anchor, id, &journal.spec.cgroup).await;
+    let Ok(ended) = ended else { return TaskState::Unknown };
+    match (shared.exits.ended(id, None), ended) {
+        (Some(Ended { code: Some(code), at, oom_killed }), _) => TaskState::Exited(Exit { code, at, oom_killed }),
+        (_, Some(at)) => TaskState::Exited(Exit { code: KILLED, at, oom_killed: false }),
+        (_, None) => TaskState::Absent,
     }
 }
 
@@ -194,8 +234,12 @@ async fn settle(shared: &Shared, id: &ContainerId, journal: &Journal, ended: End
 }
 
 fn oom_killed(shared: &Shared, id: &ContainerId, journal: &Journal) -> bool {
-    shared.exits.ended(id, None).is_some_and(|ended| ended.oom_killed)
-        || OomFile::of(&shared.node, &journal.spec.cgroup).happened()
+    let seen = shared.exits.ended(id, None);
+    // Of a scope everything was read when it ended.
+    if let Some(ended) = seen.filter(|ended| ended.oom_killed || journal.spec.cgroup.is_systemd()) {
+        return ended.oom_killed;
+    }
+    OomFile::of(&shared.node, &journal.spec.cgroup).happened()
 }
 
 /// containerd's time; its unset one is in the year 1.

@@ -1,8 +1,12 @@
 //! Facts about the node that decide what a container's specification may ask for. Read once.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::cgroups::linux::LinuxCgroups;
+use crate::cgroups::systemd::Units;
 use crate::cgroups::{self, Version};
+use crate::ids::CgroupPath;
 
 /// Number of CAP_SYS_RESOURCE in the kernel's list.
 const CAP_SYS_RESOURCE: u32 = 24;
@@ -14,6 +18,8 @@ pub(super) struct Node {
     pub(super) cgroup_root: PathBuf,
     /// Its version.
     pub(super) cgroup_version: Version,
+    /// The connection to systemd, for cgroups that it makes.
+    units: Arc<Units>,
     /// Bounding capability set, one bit per capability: what "all capabilities" means here.
     pub(super) capabilities: u64,
     /// Lowest `oom_score_adj` that can be given; without CAP_SYS_RESOURCE the kernel refuses to go below our own.
@@ -25,6 +31,11 @@ pub(super) struct Node {
 }
 
 impl Node {
+    /// The cgroups below `parent`.
+    pub(super) fn cgroups(&self, parent: CgroupPath) -> LinuxCgroups {
+        LinuxCgroups::with_version(&self.cgroup_root, parent, self.cgroup_version).sharing(self.units.clone())
+    }
+
     /// Reads the facts of this process and of the hierarchy at `cgroup_root`.
     pub(super) fn observe(cgroup_root: &Path) -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -39,6 +50,7 @@ impl Node {
         Self {
             cgroup_root: cgroup_root.to_owned(),
             cgroup_version,
+            units: Arc::default(),
             capabilities: set("CapBnd:").unwrap_or(effective),
             lowest_oom_score_adj: if may_raise { -1000 } else { own_score.unwrap_or(0) },
             rlimits_are_capped: !may_raise,

@@ -77,6 +77,8 @@ pub(super) struct RuncOptions {
     pub(super) binary_name: String,
     #[prost(string, tag = "7")]
     pub(super) root: String,
+    #[prost(bool, tag = "9")]
+    pub(super) systemd_cgroup: bool,
 }
 
 impl RuncOptions {

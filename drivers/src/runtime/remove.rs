@@ -12,9 +12,8 @@ use containerd_client::types::v1::Status as TaskStatus;
 
 use super::containerd::Shared;
 use super::record::{self, Journal, SPEC_TYPE, json_any};
-use super::{Error, list, signal, stdin};
+use super::{Error, Namespace, anchors, list, reaper, signal, stdin, users};
 use crate::cgroups::Cgroups as _;
-use crate::cgroups::linux::LinuxCgroups;
 use crate::containerd::{absent_ok, is_already_exists, is_not_found};
 use crate::failpoint::passed;
 use crate::ids::{CgroupPath, ContainerId};
@@ -36,27 +35,57 @@ pub(super) async fn remove(shared: &Shared, id: &ContainerId) -> Result<(), Erro
         // Without a record nobody can reach the task.
         readd_record(shared, id).await?;
     }
+    let journal = record.as_ref().and_then(Journal::of);
+    let ended = match (&record, &journal) {
+        (Some(record), Some(journal)) => {
+            anchors::end_before_removal(shared, &record.sandbox, id, &journal.spec.cgroup).await?
+        }
+        _ => None,
+    };
     remove_task(shared, id).await?;
     passed("removing a task");
-    if let Some(journal) = record.as_ref().and_then(Journal::of) {
-        remove_cgroup(shared, id, journal.spec.cgroup).await?;
+    if let Some(record) = record.as_ref().filter(|_| ended.is_some()) {
+        anchors::forget_by_runtime(shared, record).await;
+        passed("removing the state of a container whose shim died");
+    }
+    if let Some(journal) = journal {
+        remove_cgroup(shared, id, journal.spec.cgroup.clone()).await?;
         passed("removing the cgroup of a container");
+        if journal.spec.namespaces.user.is_some() {
+            let (run_dir, spec) = (shared.options.run_dir.clone(), journal.spec.clone());
+            let doing = format!("removing the mounts of container {id}");
+            let removed = tokio::task::spawn_blocking(move || users::remove(&run_dir, &spec)).await;
+            let removed = removed.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+            removed.map_err(|source| Error::Failed { doing, source: Box::new(source) })?;
+            passed("removing the mounts of a container");
+        }
+        if journal.spec.namespaces.pid == Namespace::Sandbox {
+            reaper::leave(shared, id, &journal.spec.sandbox).await?;
+        }
     }
     remove_snapshot(shared, id).await?;
     passed("removing a root file system");
+    remove_record(shared, id).await?;
+    forget(shared, id);
+    Ok(())
+}
+
+/// Removes the record of a container, the last that is left of it.
+pub(super) async fn remove_record(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
     let containerd = &shared.containerd;
     let request = containerd.request(DeleteContainerRequest { id: id.to_string() });
     absent_ok(containerd.containers().delete(request).await)
         .map_err(|status| containerd.error(format!("removing the record of container {id}"), status))?;
     passed("removing the record of a container");
-    forget(shared, id);
     Ok(())
 }
 
 fn forget(shared: &Shared, id: &ContainerId) {
     shared.exits.forget(id);
     shared.known.forget(id);
-    shared.shims.leave(id);
+    if shared.shims.leave(id) {
+        shared.anchors.tidy_later();
+    }
     stdin::remove(&shared.options.run_dir, id);
 }
 
@@ -80,7 +109,7 @@ async fn readd_record(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
     }
 }
 
-async fn remove_task(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
+pub(super) async fn remove_task(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
     let containerd = &shared.containerd;
     let doing = || format!("removing the task of container {id}");
     let Some(task) = list::task(shared, id).await? else {
@@ -132,13 +161,11 @@ async fn remove_task(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
 
 /// Removes what the OCI runtime leaves when it is killed in the middle of a creation, as happens with containerd: a
 /// process that waits for it for ever, and the cgroup that the process is in. Nobody else knows of them.
-async fn remove_cgroup(shared: &Shared, id: &ContainerId, cgroup: CgroupPath) -> Result<(), Error> {
-    let (root, version) = (shared.node.cgroup_root.clone(), shared.node.cgroup_version);
-    let parent = cgroup.as_str().rsplit_once('/').and_then(|(parent, _)| CgroupPath::new(parent).ok());
+pub(super) async fn remove_cgroup(shared: &Shared, id: &ContainerId, cgroup: CgroupPath) -> Result<(), Error> {
     // One at the top is not ours alone.
-    let Some(parent) = parent else { return Ok(()) };
-    let removed =
-        tokio::task::spawn_blocking(move || LinuxCgroups::with_version(root, parent, version).remove(&cgroup));
+    let Some(above) = cgroup.above() else { return Ok(()) };
+    let cgroups = shared.node.cgroups(above);
+    let removed = tokio::task::spawn_blocking(move || cgroups.remove(&cgroup));
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Failed {
         doing: format!("removing the cgroup of container {id}"),
         source,

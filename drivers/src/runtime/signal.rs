@@ -100,13 +100,30 @@ async fn kill_first(shared: &Shared, id: &ContainerId, number: i32) -> Result<()
 
 /// A signal to all processes of the container.
 pub(super) async fn kill_all(shared: &Shared, id: &ContainerId, number: i32) -> Result<(), Error> {
-    if number == libc::SIGKILL && shared.node.cgroup_version == Version::V2 {
-        let journal = record::get(shared, id).await?.as_ref().and_then(Journal::of);
-        if journal.is_some_and(|journal| kill_cgroup(shared, &journal.spec.cgroup)) {
-            return Ok(());
+    if number == libc::SIGKILL
+        && let Some(journal) = record::get(shared, id).await?.as_ref().and_then(Journal::of)
+    {
+        let cgroup = journal.spec.cgroup;
+        match shared.node.cgroup_version {
+            Version::V2 if kill_cgroup(shared, &cgroup) => return Ok(()),
+            Version::V2 => {}
+            Version::V1 => kill_hierarchies(shared, id, cgroup).await,
         }
     }
     by_task(shared, id, number, true).await
+}
+
+/// The OCI runtime looks into the hierarchy `devices` alone, which systemd may have moved the processes out of; then it
+/// kills nobody, and says that all is well.
+async fn kill_hierarchies(shared: &Shared, id: &ContainerId, cgroup: CgroupPath) {
+    let Some(above) = cgroup.above() else { return };
+    let cgroups = shared.node.cgroups(above);
+    match tokio::task::spawn_blocking(move || cgroups.kill(&cgroup)).await {
+        Ok(Ok(())) => {}
+        // The OCI runtime has its turn all the same.
+        Ok(Err(error)) => tracing::warn!(container = %id, %error, "killing by the cgroup"),
+        Err(error) => tracing::warn!(container = %id, %error, "killing by the cgroup"),
+    }
 }
 
 /// One write kills everything in the cgroup, whatever it forks meanwhile (Linux 5.14).

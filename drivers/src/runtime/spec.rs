@@ -6,26 +6,28 @@ use std::path::PathBuf;
 
 use oci_spec::image::Config;
 use oci_spec::runtime::{
-    Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType,
-    LinuxResources, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec,
+    Linux, LinuxCapabilities, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceType, LinuxPidsBuilder, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec,
 };
 
 use super::accounts::Identity;
 use super::node::Node;
 use super::{ContainerSpec, Error, Namespace, limits};
 use crate::cgroups::Version;
+use crate::sandbox::USERS;
 
 mod capabilities;
+mod devices;
 mod mounts;
 mod seccomp;
 
 /// Containers whose specifications have equal values share one shim.
-const SHIM_GROUP: &str = "io.containerd.runc.v2.group";
+pub(super) const SHIM_GROUP: &str = "io.containerd.runc.v2.group";
 /// Where programs are looked for when neither image nor container says.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Parts of /proc and /sys that tell about the node or reach into it.
-const MASKED_PATHS: &[&str] = &[
+pub(super) const MASKED_PATHS: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -40,27 +42,37 @@ const MASKED_PATHS: &[&str] = &[
     "/sys/firmware",
 ];
 /// Parts of /proc that would change the node.
-const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub(super) const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Everything a specification is built from.
 #[derive(Debug)]
 pub(super) struct Inputs<'a> {
     pub(super) spec: &'a ContainerSpec,
+    /// The process namespace that stands for [`Namespace::Sandbox`].
+    pub(super) shared_pid: Option<&'a std::path::Path>,
     pub(super) image: &'a Config,
     pub(super) identity: &'a Identity,
     /// Host name that the container sees, for `HOSTNAME`.
     pub(super) hostname: &'a str,
     pub(super) node: &'a Node,
     pub(super) foreign_architectures: bool,
+    /// Name of the AppArmor profile, where there is to be one.
+    pub(super) apparmor: Option<String>,
+    /// Whether a read-only mount can be so with all that is mounted below it.
+    pub(super) recursive_read_only: bool,
     /// Containers of the same name share a shim.
     pub(super) shim: &'a str,
-    /// Device nodes of the node, for privileged containers.
-    pub(super) devices: &'a [LinuxDevice],
+    /// Device files of the node that it gets.
+    pub(super) devices: &'a [GivenDevice],
     /// The parsed file of a `Localhost` profile.
     pub(super) profile: Option<oci_spec::runtime::LinuxSeccomp>,
 }
 
+pub(super) use devices::{GivenDevice, given};
 pub(super) use seccomp::read_profile;
+
+/// crun makes a cgroup of its own in a scope, unless told not to. runc does not know this.
+const NO_INNER_CGROUP: &str = "run.oci.systemd.subgroup";
 
 /// Builds the specification.
 pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec, Error> {
@@ -73,12 +85,16 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec, Error> {
     oci.set_version("1.0.2".to_owned());
     oci.set_root(Some(root));
     oci.set_mounts(Some(mounts::mounts(inputs)));
-    // The host name belongs to the pinned namespace; set here, the OCI runtime would change it for all.
-    oci.set_hostname(None);
+    // In a namespace that is joined, the OCI runtime would change it for all.
+    oci.set_hostname(spec.hostname.clone().filter(|_| spec.namespaces.uts == Namespace::Private));
     let capabilities = capabilities::set(&spec.security, inputs.node.capabilities)?;
     oci.set_linux(Some(linux(inputs, &capabilities)?));
     oci.set_process(Some(process(inputs, identity, capabilities)?));
-    oci.set_annotations(Some(HashMap::from([(SHIM_GROUP.to_owned(), inputs.shim.to_owned())])));
+    let mut annotations = HashMap::from([(SHIM_GROUP.to_owned(), inputs.shim.to_owned())]);
+    if spec.cgroup.is_systemd() {
+        annotations.insert(NO_INNER_CGROUP.to_owned(), String::new());
+    }
+    oci.set_annotations(Some(annotations));
     Ok(oci)
 }
 
@@ -106,10 +122,11 @@ fn process(inputs: &Inputs<'_>, identity: &Identity, capabilities: capabilities:
     process.set_capabilities(Some(sets));
     process.set_rlimits(Some(rlimits(spec, node)?));
     process.set_no_new_privileges(Some(!security.privileged && !security.allow_privilege_escalation));
-    process.set_apparmor_profile(security.apparmor.clone());
-    process.set_oom_score_adj(spec.oom_score_adj.filter(|wanted| {
+    process.set_apparmor_profile(inputs.apparmor.clone());
+    // Of itself it would have containerd's, which its unit keeps from being killed whatever else is.
+    process.set_oom_score_adj(Some(spec.oom_score_adj.unwrap_or(0)).filter(|wanted| {
         let possible = *wanted >= node.lowest_oom_score_adj;
-        if !possible {
+        if !possible && spec.oom_score_adj.is_some() {
             tracing::warn!(container = %spec.id, wanted, lowest = node.lowest_oom_score_adj,
                 "oom_score_adj cannot be lowered without CAP_SYS_RESOURCE; the inherited value is kept");
         }
@@ -208,33 +225,49 @@ fn linux(inputs: &Inputs<'_>, capabilities: &capabilities::Set) -> Result<Linux,
     let Inputs { spec, node, .. } = inputs;
     let security = &spec.security;
     let mut linux = Linux::default();
-    linux.set_namespaces(Some(namespaces(spec, node)));
-    linux.set_cgroups_path(Some(PathBuf::from(spec.cgroup.as_str())));
+    linux.set_namespaces(Some(namespaces(inputs)));
+    if let Some(users) = &spec.namespaces.user {
+        let map = LinuxIdMappingBuilder::default().container_id(0u32).host_id(users.first).size(USERS).build();
+        let map = vec![map.expect("every field is given")];
+        linux.set_uid_mappings(Some(map.clone()));
+        linux.set_gid_mappings(Some(map));
+    }
+    linux.set_cgroups_path(Some(PathBuf::from(spec.cgroup.oci())));
     let mut resources = limits::resources(&spec.limits, node, limits::Purpose::Create)?;
-    allow_devices(&mut resources, security.privileged);
+    if spec.cgroup.is_systemd() && resources.pids().is_none() {
+        // What is not limited would get systemd's DefaultTasksMax.
+        let unlimited = LinuxPidsBuilder::default().limit(-1).build().expect("every field is given");
+        resources.set_pids(Some(unlimited));
+    }
+    resources.set_devices(Some(devices::rules(inputs.devices, security.privileged)));
     linux.set_resources(Some(resources));
     linux.set_sysctl(Some(spec.sysctls.clone().into_iter().collect()));
     let masked = !security.privileged && !security.unmasked_proc;
     let paths = |paths: &[&str]| masked.then(|| paths.iter().map(|p| (*p).to_owned()).collect());
     linux.set_masked_paths(paths(MASKED_PATHS));
     linux.set_readonly_paths(paths(READONLY_PATHS));
-    if security.privileged && !inputs.devices.is_empty() {
-        linux.set_devices(Some(inputs.devices.to_vec()));
+    if !inputs.devices.is_empty() {
+        linux.set_devices(Some(inputs.devices.iter().map(|given| given.device.clone()).collect()));
     }
     linux.set_seccomp(seccomp::profile(inputs, capabilities));
     linux.set_rootfs_propagation(mounts::root_propagation(spec).map(str::to_owned));
     Ok(linux)
 }
 
-fn namespaces(spec: &ContainerSpec, node: &Node) -> Vec<LinuxNamespace> {
+fn namespaces(inputs: &Inputs<'_>) -> Vec<LinuxNamespace> {
+    let Inputs { spec, node, shared_pid, .. } = inputs;
+    let shared = shared_pid.map(|path| Namespace::Path(path.to_owned()));
+    let pid = if spec.namespaces.pid == Namespace::Sandbox { shared.as_ref() } else { None };
     let wanted = [
         (LinuxNamespaceType::Mount, &Namespace::Private),
-        (LinuxNamespaceType::Pid, &spec.namespaces.pid),
+        (LinuxNamespaceType::Pid, pid.unwrap_or(&spec.namespaces.pid)),
         (LinuxNamespaceType::Network, &spec.namespaces.net),
         (LinuxNamespaceType::Ipc, &spec.namespaces.ipc),
         (LinuxNamespaceType::Uts, &spec.namespaces.uts),
     ];
-    let mut all: Vec<LinuxNamespace> = wanted.into_iter().filter_map(|(kind, ns)| namespace(kind, ns)).collect();
+    let users = spec.namespaces.user.as_ref().map_or(Namespace::Host, |users| Namespace::Path(users.path.clone()));
+    let wanted = [(LinuxNamespaceType::User, &users)].into_iter().chain(wanted);
+    let mut all: Vec<LinuxNamespace> = wanted.filter_map(|(kind, ns)| namespace(kind, ns)).collect();
     // In version 1 the container sees the node's cgroup paths, as with Docker.
     if node.cgroup_version == Version::V2 && !spec.security.privileged {
         all.extend(namespace(LinuxNamespaceType::Cgroup, &Namespace::Private));
@@ -245,87 +278,13 @@ fn namespaces(spec: &ContainerSpec, node: &Node) -> Vec<LinuxNamespace> {
 fn namespace(kind: LinuxNamespaceType, wanted: &Namespace) -> Option<LinuxNamespace> {
     let path = match wanted {
         Namespace::Host => return None,
-        Namespace::Private => None,
+        Namespace::Private | Namespace::Sandbox => None,
         Namespace::Path(path) => Some(path.clone()),
     };
     let mut namespace = LinuxNamespace::default();
     namespace.set_typ(kind);
     namespace.set_path(path);
     Some(namespace)
-}
-
-/// Character devices that every container may open: null, zero, full, random, urandom, tty, console, ptmx, pts/*.
-const USUAL_DEVICES: &[(i64, Option<i64>)] = &[
-    (1, Some(3)),
-    (1, Some(5)),
-    (1, Some(7)),
-    (1, Some(8)),
-    (1, Some(9)),
-    (5, Some(0)),
-    (5, Some(1)),
-    (5, Some(2)),
-    (136, None),
-];
-
-fn allow_devices(resources: &mut LinuxResources, all: bool) {
-    let rule = |allow, typ, major, minor, access: &str| {
-        let mut rule = LinuxDeviceCgroup::default();
-        rule.set_allow(allow);
-        rule.set_typ(typ);
-        rule.set_major(major);
-        rule.set_minor(minor);
-        rule.set_access(Some(access.to_owned()));
-        rule
-    };
-    if all {
-        resources.set_devices(Some(vec![rule(true, None, None, None, "rwm")]));
-        return;
-    }
-    // Making device files is harmless without the right to open them, and installers of packages do it.
-    let mut rules = vec![
-        rule(false, None, None, None, "rwm"),
-        rule(true, Some(LinuxDeviceType::C), None, None, "m"),
-        rule(true, Some(LinuxDeviceType::B), None, None, "m"),
-    ];
-    let usual =
-        USUAL_DEVICES.iter().map(|(major, minor)| rule(true, Some(LinuxDeviceType::C), Some(*major), *minor, "rwm"));
-    rules.extend(usual);
-    resources.set_devices(Some(rules));
-}
-
-/// The device files of the node, as privileged containers get them. Blocking.
-pub(super) fn node_devices() -> Vec<LinuxDevice> {
-    let mut found = Vec::new();
-    collect_devices(std::path::Path::new("/dev"), &mut found);
-    found
-}
-
-fn collect_devices(dir: &std::path::Path, found: &mut Vec<LinuxDevice>) {
-    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let (path, name) = (entry.path(), entry.file_name());
-        let Ok(metadata) = entry.metadata() else { continue };
-        let kind = metadata.file_type();
-        if kind.is_dir() {
-            // These are file systems of their own in a container.
-            if !["pts", "shm", "fd", "mqueue", "hugepages", "console", "ptmx"].iter().any(|skip| name == *skip) {
-                collect_devices(&path, found);
-            }
-            continue;
-        }
-        if !(kind.is_char_device() || kind.is_block_device()) || name == "console" || name == "ptmx" {
-            continue;
-        }
-        let mut device = LinuxDevice::default();
-        device.set_path(path);
-        device.set_typ(if kind.is_char_device() { LinuxDeviceType::C } else { LinuxDeviceType::B });
-        device.set_major(i64::from(rustix::fs::major(metadata.rdev())));
-        device.set_minor(i64::from(rustix::fs::minor(metadata.rdev())));
-        device.set_file_mode(Some(metadata.mode() & 0o7777));
-        device.set_uid(Some(metadata.uid()));
-        device.set_gid(Some(metadata.gid()));
-        found.push(device);
-    }
 }
 
 fn invalid(field: &str, message: String) -> Error {

@@ -1,11 +1,15 @@
 //! The runtime on a real containerd: what the fake cannot have.
 
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::conformance::{self, Fixture, exit, get, next, wait_for};
 use super::*;
-use crate::testing::{BUSYBOX, PrivateContainerd};
+use crate::cgroups::IoLimit;
+use crate::testing::{BUSYBOX, PrivateContainerd, leave_out};
+
+mod anchors;
 
 struct Node {
     containerd: PrivateContainerd,
@@ -107,6 +111,73 @@ async fn a_container_is_confined() {
     let limits = Limits { memory_max: Some(48 << 20), ..Limits::default() };
     node.runtime.update_limits(&spec.id, &limits).await.unwrap();
     assert_eq!(std::fs::read_to_string(&file).unwrap().trim(), (48 << 20).to_string());
+    node.runtime.remove(&spec.id).await.unwrap();
+}
+
+/// Neither is what the OCI runtime changes under a running container.
+#[tokio::test]
+async fn io_and_huge_pages_are_limited_and_set_free_while_it_runs() {
+    let is_disk = |entry: &std::fs::DirEntry| Path::new("/dev").join(entry.file_name()).exists();
+    let disks = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let Some(disk) = disks.into_iter().find(is_disk) else { return leave_out("a disk with a node in /dev") };
+    let number = std::fs::read_to_string(disk.path().join("dev")).unwrap().trim().to_owned();
+    let device = format!("/dev/{}", disk.file_name().to_string_lossy());
+    let node = node().await;
+    let mut spec = node.fixture.spec("io", "sleep 1000");
+    let io = |read, write| IoLimit {
+        device: device.clone(),
+        read_bytes_per_second: read,
+        write_iops: write,
+        ..IoLimit::default()
+    };
+    spec.limits.io = vec![io(Some(8 << 20), None)];
+    node.run(&spec).await;
+    let root = Path::new("/sys/fs/cgroup");
+    let own = &spec.cgroup.as_str()[1..];
+    let (io_files, pages) = match crate::cgroups::detect(root) {
+        crate::cgroups::Version::V1 => (
+            ["read_bps", "write_iops"]
+                .map(|kind| root.join("blkio").join(own).join(format!("blkio.throttle.{kind}_device")))
+                .to_vec(),
+            root.join("hugetlb").join(own).join("hugetlb.2MB.limit_in_bytes"),
+        ),
+        crate::cgroups::Version::V2 => (vec![root.join(own).join("io.max")], root.join(own).join("hugetlb.2MB.max")),
+    };
+    let told = || {
+        let lines: String = io_files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+        let of_disk = lines.lines().filter_map(|line| line.strip_prefix(&number)?.strip_prefix(' '));
+        of_disk.collect::<Vec<_>>().join(" ")
+    };
+    let is_v1 = io_files.len() == 2;
+    assert_eq!(told(), if is_v1 { "8388608" } else { "rbps=8388608 wbps=max riops=max wiops=max" });
+    let has_pages = pages.exists();
+    if !has_pages {
+        leave_out("limits of huge pages of 2 MiB");
+    }
+    let mut limits = Limits { io: vec![io(None, Some(200))], ..Limits::default() };
+    if has_pages {
+        limits.hugepages.insert("2MB".to_owned(), 4 << 20);
+    }
+    node.runtime.update_limits(&spec.id, &limits).await.unwrap();
+    assert_eq!(told(), if is_v1 { "200" } else { "rbps=max wbps=max riops=max wiops=200" });
+    let page_limit = || std::fs::read_to_string(&pages).unwrap();
+    assert!(!has_pages || page_limit().trim() == (4 << 20).to_string());
+    node.runtime.update_limits(&spec.id, &Limits::default()).await.unwrap();
+    assert_eq!(told(), "");
+    assert!(!has_pages || page_limit().trim() != (4 << 20).to_string());
+    node.runtime.remove(&spec.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_writable_layer_is_found() {
+    let node = node().await;
+    let spec = node.fixture.spec("w", "sleep 1000");
+    assert_eq!(node.runtime.writable_layer(&spec.id).await.unwrap(), None);
+    node.run(&spec).await;
+    node.sh(&spec.id, "echo changed >/file").await;
+    let layer = node.runtime.writable_layer(&spec.id).await.unwrap().unwrap();
+    assert_eq!(std::fs::read_to_string(layer.join("file")).unwrap(), "changed\n");
+    assert!(!layer.join("bin").exists(), "the image's own files are not in it");
     node.runtime.remove(&spec.id).await.unwrap();
 }
 
@@ -257,12 +328,8 @@ async fn an_abandoned_creation_goes_on() {
     assert_eq!(node.runtime.sweep().await.unwrap(), Vec::<String>::new());
 }
 
-#[tokio::test]
-async fn what_crashes_leave_is_swept() {
-    let node = node().await;
-    let kept = node.fixture.spec("kept", "sleep 1000");
-    node.run(&kept).await;
-    // A shim as a client leaves it that dies in the middle of a creation.
+/// Starts a shim as a client leaves it that dies in the middle of a creation.
+async fn lose_shim(node: &Node) {
     let shim = std::env::var_os(crate::testing::CONTAINERD_VARIABLE)
         .and_then(|path| Some(Path::new(&path).parent()?.join("containerd-shim-runc-v2")))
         .unwrap_or_else(|| "/usr/bin/containerd-shim-runc-v2".into());
@@ -272,7 +339,12 @@ async fn what_crashes_leave_is_swept() {
     std::fs::write(bundle.join("config.json"), "{}").unwrap();
     // A shim does not start without somebody who reads its log.
     rustix::fs::mkfifoat(rustix::fs::CWD, bundle.join("log"), rustix::fs::Mode::RWXU).unwrap();
-    let log = std::fs::OpenOptions::new().read(true).write(true).open(bundle.join("log")).unwrap();
+    let log = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(bundle.join("log"))
+        .unwrap();
     let status = std::process::Command::new(shim)
         .current_dir(&bundle)
         .args(["-namespace", &node.containerd.namespace(), "-id", "lost", "-address"])
@@ -283,15 +355,41 @@ async fn what_crashes_leave_is_swept() {
         .status()
         .unwrap();
     assert!(status.success());
-    // It reads its directory while it starts, and says nothing when it is done.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // It reads its directory while it starts, and is done when it looks for signals; newer ones do not say so.
+    let _quiet = tokio::time::timeout(Duration::from_millis(500), async {
+        let mut told = Vec::new();
+        while !String::from_utf8_lossy(&told).contains("starting signal loop") {
+            let mut part = [0; 4096];
+            match rustix::io::read(&log, &mut part) {
+                Ok(length) => told.extend_from_slice(&part[..length]),
+                Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
+        }
+    })
+    .await;
     std::fs::remove_dir_all(&bundle).unwrap();
     drop(log);
+}
+
+#[tokio::test]
+async fn what_crashes_leave_is_swept() {
+    let node = node().await;
+    let kept = node.fixture.spec("kept", "sleep 1000");
+    node.run(&kept).await;
+    lose_shim(&node).await;
     assert_eq!(shims(&node.containerd.namespace()), 2);
     let freed = node.runtime.sweep().await.unwrap();
     assert_eq!(freed.len(), 1, "{freed:?}");
     assert!(freed[0].starts_with("shim lost"), "{freed:?}");
     assert_eq!(shims(&node.containerd.namespace()), 1);
+    // While containers are made, one look is not enough.
+    lose_shim(&node).await;
+    assert_eq!(node.runtime.end_orphan_shims().await, Vec::<String>::new());
+    assert_eq!(shims(&node.containerd.namespace()), 2);
+    let freed = node.runtime.end_orphan_shims().await;
+    assert_eq!(freed.len(), 1, "{freed:?}");
+    assert_eq!(shims(&node.containerd.namespace()), 1);
+    assert_eq!(node.runtime.end_orphan_shims().await, Vec::<String>::new());
     assert!(matches!(get(&node.runtime, &kept.id).await.state, TaskState::Running { .. }));
     node.runtime.remove(&kept.id).await.unwrap();
 }
@@ -317,7 +415,8 @@ async fn sandboxes_share_the_shims_of_a_pool_also_after_a_restart() {
         runtime.create(&spec).await.unwrap();
         pids.push(runtime.start(&spec.id).await.unwrap().pid);
     }
-    assert_eq!(shims(&node.containerd.namespace()), open);
+    let full = (2 * open).div_ceil(3);
+    assert_eq!(shims(&node.containerd.namespace()), full);
     // The agent of after a restart finds the place that is left, and a second container of a sandbox its first.
     let runtime = pooled();
     runtime.list().await.unwrap();
@@ -326,7 +425,7 @@ async fn sandboxes_share_the_shims_of_a_pool_also_after_a_restart() {
         runtime.create(&spec).await.unwrap();
         pids.push(runtime.start(&spec.id).await.unwrap().pid);
     }
-    assert_eq!(shims(&node.containerd.namespace()), open);
+    assert_eq!(shims(&node.containerd.namespace()), full);
     assert_eq!(shim_of(*pids.last().unwrap()), shim_of(pids[0]));
     for container in runtime.list().await.unwrap() {
         runtime.remove(&container.id).await.unwrap();
@@ -448,11 +547,42 @@ async fn privileged_reaches_the_node() {
     let node = node().await;
     let mut spec = node.fixture.spec("priv", "sleep 1000");
     spec.security.privileged = true;
-    spec.namespaces =
-        Namespaces { net: Namespace::Host, ipc: Namespace::Host, uts: Namespace::Host, pid: Namespace::Host };
+    spec.namespaces = Namespaces {
+        net: Namespace::Host,
+        ipc: Namespace::Host,
+        uts: Namespace::Host,
+        pid: Namespace::Host,
+        user: None,
+    };
     node.run(&spec).await;
     assert_eq!(node.sh(&spec.id, "ls /dev/null /dev/kmsg").await, "/dev/kmsg\n/dev/null");
     assert_eq!(node.sh(&spec.id, "grep ^Seccomp: /proc/self/status | tr -d '\\t'").await, "Seccomp:0");
     assert_eq!(node.sh(&spec.id, "mount -t tmpfs x /tmp && echo mounted").await, "mounted");
     node.runtime.remove(&spec.id).await.unwrap();
+}
+
+/// systemd moves processes out of the hierarchies that it manages (here by hand), the only one that the OCI runtime of version 1
+/// looks into among them.
+#[tokio::test]
+async fn who_was_moved_out_of_a_hierarchy_is_killed_all_the_same() {
+    let devices = Path::new("/sys/fs/cgroup/devices");
+    if !devices.join("cgroup.procs").exists() {
+        return;
+    }
+    let node = node().await;
+    let spec = node.fixture.spec("moved", "trap '' TERM; sleep 1000 & wait; sleep 1000");
+    let pid = node.run(&spec).await;
+    let mut events = node.runtime.events();
+    let own = devices.join(&spec.cgroup.as_str()[1..]);
+    let procs = own.join("cgroup.procs");
+    let inside = || std::fs::read_to_string(&procs).unwrap();
+    while let Some(pid) = inside().lines().next() {
+        // A process may have ended meanwhile.
+        let _ = std::fs::write(own.parent().unwrap().join("cgroup.procs"), pid);
+    }
+    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    node.runtime.kill(&spec.id, "SIGKILL", true).await.unwrap();
+    wait_for(&mut events, &spec.id, "exit").await;
+    node.runtime.remove(&spec.id).await.unwrap();
+    assert!(!own.exists());
 }

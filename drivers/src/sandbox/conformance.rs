@@ -14,7 +14,9 @@ pub(crate) fn spec(id: &str) -> SandboxSpec {
         hostname: "web".to_owned(),
         net: NetNamespace::New,
         host_ipc: false,
+        own_users: false,
         host_uts: false,
+        shared: true,
         shm_size: 1 << 20,
         sysctls: BTreeMap::from([("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned())]),
     }
@@ -52,6 +54,16 @@ pub(crate) async fn run(sandboxes: &dyn Sandboxes) {
     let host = SandboxSpec { sysctls: BTreeMap::new(), ..host };
     let on_host = sandboxes.ensure(&host).await.unwrap();
     assert_eq!((on_host.netns, on_host.ipcns, on_host.utsns, on_host.shm), (None, None, None, None));
+
+    let alone = SandboxSpec { shared: false, ..spec("alone") };
+    let of_one = sandboxes.ensure(&alone).await.unwrap();
+    assert!(of_one.complete && of_one.netns.is_some());
+    assert_eq!((of_one.ipcns, of_one.utsns, of_one.shm), (None, None, None));
+    let sysctls = BTreeMap::from([("kernel.shmmni".to_owned(), "77".to_owned())]);
+    let refused = SandboxSpec { sysctls, ..alone.clone() };
+    sandboxes.remove(&alone.id).await.unwrap();
+    assert!(sandboxes.ensure(&refused).await.is_err(), "the namespace that they belong to is not the sandbox's");
+    sandboxes.remove(&alone.id).await.unwrap();
 
     let through = SandboxSpec { net: of(&host.id), sysctls: BTreeMap::new(), ..spec("through") };
     assert!(sandboxes.ensure(&through).await.is_err(), "the node's network is no sandbox's to share");

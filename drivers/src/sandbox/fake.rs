@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{Error, EtcFiles, EtcPaths, NetNamespace, Sandbox, SandboxSpec, Sandboxes, sandbox_dir};
+use super::{Error, EtcFiles, EtcPaths, NetNamespace, Sandbox, SandboxSpec, Sandboxes, UserNamespace, sandbox_dir};
 use crate::ids::SandboxId;
 
 /// Sandboxes that exist in memory only; paths are named below a directory that is never touched.
@@ -48,6 +48,11 @@ impl FakeSandboxes {
         }
     }
 
+    /// The node starts anew: sandboxes do not survive that.
+    pub fn reboot(&self) {
+        self.lock().sandboxes.clear();
+    }
+
     /// From now on `ensure`, `write_etc` and `remove` of `id` fail with this message; `None` repairs it.
     pub fn fail(&self, id: &SandboxId, message: Option<&str>) {
         let mut state = self.lock();
@@ -72,9 +77,10 @@ impl FakeSandboxes {
         Sandbox {
             complete: entry.complete,
             netns,
-            ipcns: (!entry.spec.host_ipc).then(|| dir.join("ns/ipc")),
-            utsns: (!entry.spec.host_uts).then(|| dir.join("ns/uts")),
-            shm: (!entry.spec.host_ipc).then(|| dir.join("shm")),
+            ipcns: entry.spec.pins_ipc().then(|| dir.join("ns/ipc")),
+            utsns: entry.spec.pins_uts().then(|| dir.join("ns/uts")),
+            shm: entry.spec.pins_ipc().then(|| dir.join("shm")),
+            users: entry.spec.own_users.then(|| UserNamespace { path: dir.join("ns/user"), first: 1 << 16 }),
             spec: entry.spec.clone(),
         }
     }

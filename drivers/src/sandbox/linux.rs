@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! sandbox.json                 what it should be; written first, removed last
-//! ns/net  ns/ipc  ns/uts       pinned namespaces
+//! users                        which users of the node stand for its own
+//! ns/user  ns/net  ns/ipc  ns/uts       pinned namespaces
 //! shm                          tmpfs for /dev/shm
 //! etc/hosts  etc/hostname  etc/resolv.conf
 //! volumes/  subpaths/          not ours, but they go with the sandbox
@@ -12,19 +13,28 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
 use super::pins::{self, Kind, Pins};
-use super::{Error, EtcFiles, EtcPaths, NetNamespace, Sandbox, SandboxSpec, Sandboxes, etc, propagation, sandbox_dir};
+use super::users::{self, Block};
+use super::{
+    Error, EtcFiles, EtcPaths, NetNamespace, Sandbox, SandboxSpec, Sandboxes, UserNamespace, etc, propagation,
+    sandbox_dir,
+};
 use crate::failpoint::passed;
 use crate::ids::SandboxId;
-use crate::mounts;
+use crate::{mounts, room};
 
 /// `TMPFS_MAGIC`.
 const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 
+/// The record of a sandbox's users.
+const USERS: &str = "users";
 /// A record that is not complete yet.
 const DRAFT: &str = "sandbox.json.new";
 
@@ -32,6 +42,8 @@ const DRAFT: &str = "sandbox.json.new";
 #[derive(Debug, Clone)]
 pub struct LinuxSandboxes {
     run_dir: PathBuf,
+    /// Held while users are chosen, so that two sandboxes do not take the same.
+    choosing: Arc<Mutex<()>>,
 }
 
 impl LinuxSandboxes {
@@ -43,7 +55,7 @@ impl LinuxSandboxes {
         let run_dir = run_dir.canonicalize()?;
         propagation::prepare(&run_dir)?;
         DirBuilder::new().recursive(true).mode(0o700).create(run_dir.join("sandboxes"))?;
-        let this = Self { run_dir };
+        let this = Self { run_dir, choosing: Arc::default() };
         this.remove_unrecorded();
         Ok(this)
     }
@@ -87,7 +99,10 @@ impl LinuxSandboxes {
             Err(error) => return Err(error),
         };
         let paths = self.paths(spec);
-        let pinned = [&paths.netns, &paths.ipcns, &paths.utsns].into_iter().flatten().all(|path| pins::is_pinned(path));
+        let users = paths.users.as_ref().map(|users| &users.path);
+        let all = [paths.netns.as_ref(), paths.ipcns.as_ref(), paths.utsns.as_ref(), users];
+        let known = known && users.is_some() == paths.spec.own_users;
+        let pinned = all.into_iter().flatten().all(|path| pins::is_pinned(path));
         let complete = known && pinned && paths.shm.as_deref().is_none_or(is_tmpfs);
         Ok(Some(Sandbox { complete, ..paths }))
     }
@@ -104,9 +119,10 @@ impl LinuxSandboxes {
         Sandbox {
             complete: false,
             netns,
-            ipcns: (!spec.host_ipc).then(|| pin(Kind::Ipc)),
-            utsns: (!spec.host_uts).then(|| pin(Kind::Uts)),
-            shm: (!spec.host_ipc).then(|| dir.join("shm")),
+            ipcns: spec.pins_ipc().then(|| pin(Kind::Ipc)),
+            utsns: spec.pins_uts().then(|| pin(Kind::Uts)),
+            shm: spec.pins_ipc().then(|| dir.join("shm")),
+            users: users::read(&dir.join(USERS)).map(|Block { first }| UserNamespace { path: pin(Kind::User), first }),
             spec,
         }
     }
@@ -139,22 +155,53 @@ impl LinuxSandboxes {
             }
         }
         let dir = self.dir(id);
-        let kinds =
-            [(Kind::Net, spec.net == NetNamespace::New), (Kind::Ipc, !spec.host_ipc), (Kind::Uts, !spec.host_uts)];
+        let kinds = [
+            (Kind::User, spec.own_users),
+            (Kind::Net, spec.net == NetNamespace::New),
+            (Kind::Ipc, spec.pins_ipc()),
+            (Kind::Uts, spec.pins_uts()),
+        ];
+        let users = if spec.own_users { self.choose_users(id)? } else { Block { first: 0 } };
         let ns = dir.join("ns");
         make_dir(&ns).map_err(kernel(id, "making", &ns))?;
         let pins = Pins {
             dir: ns,
             kinds: kinds.into_iter().filter_map(|(kind, own)| own.then_some(kind)).collect(),
+            users,
             hostname: spec.hostname.clone(),
             sysctls: spec.sysctls.clone(),
         };
-        pins.ensure().map_err(|(doing, source)| Error::Kernel { id: id.clone(), doing, source })?;
-        if !spec.host_ipc {
+        pins.ensure().map_err(|(doing, source)| {
+            let source = room::with_numbers(&dir, source);
+            Error::Kernel { id: id.clone(), doing, source }
+        })?;
+        if spec.pins_ipc() {
             ensure_shm(&dir.join("shm"), spec.shm_size).map_err(kernel(id, "mounting", &dir.join("shm")))?;
             passed("the shared memory of a sandbox");
         }
         self.look(id)?.ok_or_else(|| kernel(id, "looking for", &dir)(io::ErrorKind::NotFound.into()))
+    }
+
+    /// The users of a sandbox, which keeps them for as long as it is there.
+    fn choose_users(&self, id: &SandboxId) -> Result<Block, Error> {
+        let path = self.dir(id).join(USERS);
+        let _turn = self.choosing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = users::read(&path) {
+            return Ok(block);
+        }
+        let all = ids_below(&self.run_dir.join("sandboxes"));
+        let taken =
+            all.iter().filter_map(|id| users::read(&self.dir(id).join(USERS))).map(|block| block.first).collect();
+        let failed = kernel(id, "choosing users in", &path);
+        let Some(block) = Block::free(&taken) else {
+            return Err(failed(io::Error::other("all are taken: remove Workloads with hostUsers: false")));
+        };
+        let draft = path.with_extension("new");
+        let write =
+            || std::fs::write(&draft, serde_json::to_vec(&block)?).and_then(|()| std::fs::rename(&draft, &path));
+        write().map_err(failed)?;
+        passed("choosing the users of a sandbox");
+        Ok(block)
     }
 
     /// On disk in one step, before anything is acquired.
@@ -169,7 +216,12 @@ impl LinuxSandboxes {
             passed("recording a sandbox");
             Ok(())
         };
-        write().map_err(kernel(&spec.id, "writing the state file in", &dir))
+        let written = write().inspect_err(|_| {
+            // Nothing is recorded, so nobody would remove it later.
+            let _ = std::fs::remove_file(dir.join(DRAFT));
+            let _ = std::fs::remove_dir(&dir);
+        });
+        written.map_err(kernel(&spec.id, "writing the state file in", &dir))
     }
 
     fn write_etc_now(&self, id: &SandboxId, files: &EtcFiles) -> Result<EtcPaths, Error> {
@@ -263,7 +315,9 @@ fn unknown_spec(id: &SandboxId) -> SandboxSpec {
         hostname: String::new(),
         net: NetNamespace::New,
         host_ipc: false,
+        own_users: false,
         host_uts: false,
+        shared: true,
         shm_size: 0,
         sysctls: Default::default(),
     }
@@ -274,9 +328,9 @@ pub(super) fn check_sysctls(spec: &SandboxSpec) -> Result<(), Error> {
     for name in spec.sysctls.keys() {
         let own = match pins::sysctl_kind(name) {
             Some(Kind::Net) => spec.net == NetNamespace::New,
-            Some(Kind::Ipc) => !spec.host_ipc,
-            Some(Kind::Uts) => !spec.host_uts,
-            None => false,
+            Some(Kind::Ipc) => spec.pins_ipc(),
+            Some(Kind::Uts) => spec.pins_uts(),
+            Some(Kind::User) | None => false,
         };
         if !own {
             let reason = "it does not belong to a namespace of this sandbox and would change the whole node";
@@ -291,8 +345,8 @@ pub(super) fn check_sysctls(spec: &SandboxSpec) -> Result<(), Error> {
 }
 
 fn kernel(id: &SandboxId, verb: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let (id, doing) = (id.clone(), format!("{verb} {}", path.display()));
-    move |source| Error::Kernel { id, doing, source }
+    let (id, path, doing) = (id.clone(), path.to_owned(), format!("{verb} {}", path.display()));
+    move |source| Error::Kernel { id, doing, source: room::with_numbers(&path, source) }
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {
@@ -317,7 +371,7 @@ fn ensure_shm(path: &Path, size: u64) -> io::Result<()> {
 }
 
 /// Replaces the content of the file without replacing the file, which containers have mounted. A reader may see old
-/// and new text mixed for a moment, but never an empty file.
+/// and new text mixed for a moment, but never an empty file, and where room is lacking the old text stays.
 fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
     if std::fs::read(path).is_ok_and(|found| found == text.as_bytes()) {
         return Ok(());
@@ -325,6 +379,11 @@ fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
     let mut file = File::options().create(true).truncate(false).write(true).open(path)?;
     // Not subject to the umask, unlike the mode of open.
     file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, (text.len() as u64).max(1)) {
+        // Not every file system can promise room.
+        Ok(()) | Err(Errno::OPNOTSUPP) => {}
+        Err(error) => return Err(error.into()),
+    }
     file.write_all_at(text.as_bytes(), 0)?;
     file.set_len(text.len() as u64)?;
     file.flush()

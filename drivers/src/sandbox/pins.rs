@@ -11,12 +11,15 @@ use rustix::fs::FsWord;
 use rustix::mount::mount_bind;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
+use super::users::{Block, Holder};
+
 /// `NSFS_MAGIC`.
 const NSFS: FsWord = 0x6e73_6673;
 
 /// Kinds of namespaces a sandbox may own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
+    User,
     Net,
     Ipc,
     Uts,
@@ -26,6 +29,7 @@ impl Kind {
     /// Its file in `/proc/<pid>/ns`, and ours in the sandbox's `ns/`.
     pub(super) fn name(self) -> &'static str {
         match self {
+            Self::User => "user",
             Self::Net => "net",
             Self::Ipc => "ipc",
             Self::Uts => "uts",
@@ -34,6 +38,7 @@ impl Kind {
 
     fn flags(self) -> (UnshareFlags, LinkNameSpaceType) {
         match self {
+            Self::User => (UnshareFlags::NEWUSER, LinkNameSpaceType::User),
             Self::Net => (UnshareFlags::NEWNET, LinkNameSpaceType::Network),
             Self::Ipc => (UnshareFlags::NEWIPC, LinkNameSpaceType::InterProcessCommunication),
             Self::Uts => (UnshareFlags::NEWUTS, LinkNameSpaceType::HostNameAndNISDomainName),
@@ -45,8 +50,10 @@ impl Kind {
 pub(super) struct Pins {
     /// Directory of the pins; exists.
     pub(super) dir: PathBuf,
-    /// The namespaces it owns.
+    /// The namespaces it owns, [`Kind::User`] first if there is one.
     pub(super) kinds: Vec<Kind>,
+    /// The users of its user namespace.
+    pub(super) users: Block,
     /// Name to set in its UTS namespace.
     pub(super) hostname: String,
     /// Kernel parameters, in the dotted form.
@@ -78,17 +85,23 @@ impl Pins {
     }
 
     fn ensure_here(self) -> Result<(), Failure> {
-        let mut missing = Vec::new();
-        for kind in self.kinds.iter().copied() {
-            let path = self.path(kind);
+        let missing: Vec<Kind> = self.kinds.iter().copied().filter(|kind| !is_pinned(&self.path(*kind))).collect();
+        let holder = self.hold(&missing)?;
+        let source = |kind: Kind| match &holder {
+            Some(holder) => PathBuf::from(holder.path(&format!("ns/{}", kind.name()))),
+            None => PathBuf::from(format!("/proc/thread-self/ns/{}", kind.name())),
+        };
+        // A thread cannot enter a user namespace, and need not.
+        for kind in self.kinds.iter().copied().filter(|kind| *kind != Kind::User) {
+            let is_missing = missing.contains(&kind);
+            let path = if is_missing { source(kind) } else { self.path(kind) };
             let (unshare, join) = kind.flags();
-            if is_pinned(&path) {
+            if !is_missing || holder.is_some() {
                 let file = File::open(&path).map_err(doing(&path, "opening"))?;
                 rustix::thread::move_into_link_name_space(file.as_fd(), Some(join)).map_err(doing(&path, "joining"))?;
             } else {
                 // SAFETY: affects this thread only, which runs nothing but this function and then ends.
                 unsafe { rustix::thread::unshare_unsafe(unshare) }.map_err(doing(&path, "making the namespace for"))?;
-                missing.push(kind);
             }
         }
         if self.kinds.contains(&Kind::Uts) {
@@ -106,10 +119,26 @@ impl Pins {
             let path = self.path(kind);
             File::options().create(true).append(true).open(&path).map_err(doing(&path, "making"))?;
             crate::failpoint::passed("the file of a namespace");
-            mount_bind(format!("/proc/thread-self/ns/{}", kind.name()), &path).map_err(doing(&path, "pinning"))?;
+            mount_bind(source(kind), &path).map_err(doing(&path, "pinning"))?;
             crate::failpoint::passed("pinning a namespace");
         }
         Ok(())
+    }
+
+    /// A process in the namespaces that are missing, if they belong to a user namespace.
+    fn hold(&self, missing: &[Kind]) -> Result<Option<Holder>, Failure> {
+        if !self.kinds.contains(&Kind::User) || missing.is_empty() {
+            return Ok(None);
+        }
+        let path = self.path(Kind::User);
+        let joined = match missing.contains(&Kind::User) {
+            true => None,
+            false => Some(File::open(&path).map_err(doing(&path, "opening"))?),
+        };
+        let others = missing.iter().filter(|kind| **kind != Kind::User);
+        let kinds = others.fold(UnshareFlags::empty(), |flags, kind| flags | kind.flags().0);
+        let holder = Holder::start(joined.as_ref(), kinds, self.users);
+        holder.map(Some).map_err(|error| ("making a user namespace".to_owned(), error))
     }
 }
 

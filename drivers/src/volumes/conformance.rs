@@ -13,6 +13,7 @@ pub(crate) fn local(key: &str) -> VolumeSpec {
         uid: "uid-1".to_owned(),
         source: VolumeSource::Local,
         owner: Owner { uid: 0, gid: 0, mode: 0o755 },
+        capacity: None,
     }
 }
 
@@ -75,7 +76,7 @@ async fn ephemeral_directories(volumes: &dyn Volumes) {
     assert!(volumes.list_ephemeral().await.unwrap().is_empty());
     volumes.remove_ephemeral(&sandbox).await.unwrap();
 
-    let disk = ephemeral("disk", Ephemeral::Disk);
+    let disk = ephemeral("disk", Ephemeral::Disk { size_limit: None });
     let path = volumes.ensure_ephemeral(&disk).await.unwrap();
     assert_eq!(volumes.ensure_ephemeral(&disk).await.unwrap(), path, "twice is the same as once");
     let memory = ephemeral("memory", Ephemeral::Memory { size_limit: Some(1 << 20) });
@@ -83,7 +84,7 @@ async fn ephemeral_directories(volumes: &dyn Volumes) {
     volumes.ensure_ephemeral(&ephemeral("conf", files(&[("a", "1"), ("b/c", "2")], false))).await.unwrap();
     volumes.ensure_ephemeral(&ephemeral("conf", files(&[("a", "3")], false))).await.unwrap();
     volumes.ensure_ephemeral(&ephemeral("cert", files(&[("key", "secret")], true))).await.unwrap();
-    assert!(volumes.ensure_ephemeral(&ephemeral("../up", Ephemeral::Disk)).await.is_err());
+    assert!(volumes.ensure_ephemeral(&ephemeral("../up", Ephemeral::Disk { size_limit: None })).await.is_err());
     assert!(volumes.ensure_ephemeral(&ephemeral("bad", files(&[("../up", "")], false))).await.is_err());
 
     let sub = volumes.ensure_sub_path(&sandbox, &path, "one/two").await.unwrap();

@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::paths::{check_file_path, check_name, disk_dir, memory_dir, relative_parts, sub_path_mount, volume_dir};
-use super::{Ephemeral, EphemeralSpec, Error, HostPathType, Usage, Volume, VolumeSource, VolumeSpec, Volumes};
+use super::paths::{check_file_path, check_name, disk_dir, memory_dir, relative_parts, source_path, sub_path_mount};
+use super::{Content, Ephemeral, EphemeralSpec, Error, HostPathType, Usage, Volume, VolumeSource, VolumeSpec, Volumes};
 use crate::ids::{SandboxId, VolumeKey};
 
 /// Volumes that exist in memory only; paths are named below directories that are never touched.
@@ -27,6 +27,8 @@ struct State {
     host_paths: BTreeMap<PathBuf, HostPathType>,
     used: BTreeMap<VolumeKey, u64>,
     broken: BTreeMap<VolumeKey, String>,
+    contents: BTreeMap<PathBuf, Content>,
+    groups: BTreeMap<PathBuf, u32>,
 }
 
 /// What a fake file system holds.
@@ -53,6 +55,16 @@ impl FakeVolumes {
         self.lock().volumes.get(key).cloned()
     }
 
+    /// What the volume at this path was last filled with.
+    pub fn content(&self, root: &Path) -> Option<Content> {
+        self.lock().contents.get(root).cloned()
+    }
+
+    /// The group that the volume at this path was last given to.
+    pub fn group(&self, root: &Path) -> Option<u32> {
+        self.lock().groups.get(root).copied()
+    }
+
     /// What an ephemeral directory was last ensured with.
     pub fn ephemeral(&self, sandbox: &SandboxId, name: &str) -> Option<Ephemeral> {
         self.lock().ephemeral.get(&(sandbox.clone(), name.to_owned())).map(|spec| spec.kind.clone())
@@ -73,11 +85,8 @@ impl FakeVolumes {
     }
 
     fn view(&self, spec: &VolumeSpec) -> Volume {
-        let path = match &spec.source {
-            VolumeSource::Local => volume_dir(&self.data_dir, &spec.key).join("data"),
-            VolumeSource::LocalPath(path) | VolumeSource::HostPath(path, _) => path.clone(),
-        };
-        Volume { key: spec.key.clone(), path, complete: true }
+        let path = source_path(&self.data_dir, &self.run_dir, spec);
+        Volume { key: spec.key.clone(), path, complete: true, capacity_problem: None }
     }
 }
 
@@ -123,7 +132,7 @@ impl Volumes for FakeVolumes {
         let mut state = self.lock();
         state.check(&spec.key, "making")?;
         match &spec.source {
-            VolumeSource::Local => {}
+            VolumeSource::Local | VolumeSource::Tmpfs | VolumeSource::Block(_) | VolumeSource::Nfs(_) => {}
             VolumeSource::LocalPath(path) => state.host_path(path, HostPathType::DirectoryOrCreate)?,
             VolumeSource::HostPath(path, kind) => state.host_path(path, *kind)?,
         }
@@ -134,9 +143,13 @@ impl Volumes for FakeVolumes {
     async fn remove(&self, spec: &VolumeSpec, delete_data: bool) -> Result<(), Error> {
         let mut state = self.lock();
         state.check(&spec.key, "removing")?;
-        if delete_data || spec.source != VolumeSource::Local {
+        if delete_data || !spec.source.is_ours() {
             state.volumes.remove(&spec.key);
         }
+        Ok(())
+    }
+
+    async fn check_mounted(&self, _path: &Path) -> Result<(), Error> {
         Ok(())
     }
 
@@ -152,11 +165,25 @@ impl Volumes for FakeVolumes {
         Ok(Usage { capacity_bytes: CAPACITY, used_bytes: state.used.get(&spec.key).copied() })
     }
 
+    async fn give_to_group(&self, root: &Path, gid: u32) -> Result<(), Error> {
+        self.lock().groups.insert(root.to_owned(), gid);
+        Ok(())
+    }
+
+    async fn wants_content(&self, _root: &Path) -> Result<bool, Error> {
+        Ok(true)
+    }
+
+    async fn populate(&self, _sandbox: &SandboxId, root: &Path, content: &Content) -> Result<(), Error> {
+        self.lock().contents.insert(root.to_owned(), content.clone());
+        Ok(())
+    }
+
     async fn ensure_ephemeral(&self, spec: &EphemeralSpec) -> Result<PathBuf, Error> {
         check_name(&spec.name)?;
         let in_memory = match &spec.kind {
-            Ephemeral::Disk => false,
-            Ephemeral::Memory { .. } => true,
+            Ephemeral::Disk { .. } => false,
+            Ephemeral::Memory { .. } | Ephemeral::Image(_) => true,
             Ephemeral::Files { files, in_memory, .. } => {
                 files.keys().try_for_each(|path| check_file_path(path))?;
                 *in_memory
@@ -178,6 +205,10 @@ impl Volumes for FakeVolumes {
         let mount = sub_path_mount(&self.run_dir, sandbox, root, sub_path);
         self.lock().sub_paths.insert((sandbox.clone(), mount.clone()));
         Ok(mount)
+    }
+
+    fn ephemeral_dir(&self, sandbox: &SandboxId) -> PathBuf {
+        disk_dir(&self.data_dir, sandbox)
     }
 
     async fn remove_ephemeral(&self, sandbox: &SandboxId) -> Result<(), Error> {

@@ -2,7 +2,8 @@
 //!
 //! As the kubelet does: the files are in a directory `..<version>`, the link `..data` leads to it, and what containers
 //! open are links through `..data`. An update writes the next version beside the old one and then turns `..data` over
-//! by a rename, so a reader sees all of the old files or all of the new.
+//! by a rename, so a reader sees all of the old files or all of the new. What takes room comes before that: where it is
+//! lacking the old files stay as they are.
 //!
 //! ```text
 //! a.conf -> ..data/a.conf    sub -> ..data/sub    ..data -> ..3f0c…    ..3f0c…/a.conf    ..3f0c…/sub/b.conf
@@ -12,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -31,19 +32,41 @@ pub(super) fn write(dir: &Path, files: &BTreeMap<String, FileContent>, gid: Opti
     if std::fs::read_link(&current).is_ok_and(|target| target.as_os_str() == &*version) && dir.join(&version).is_dir() {
         return show(dir, files, &version);
     }
-    let draft = dir.join(DRAFT);
-    mounts::delete_tree(&draft)?;
-    make_dir(&draft, gid)?;
-    for (path, content) in files {
-        write_file(&draft, path, content, gid)?;
-    }
-    mounts::delete_tree(&dir.join(&version))?;
-    std::fs::rename(&draft, dir.join(&version))?;
-    let next = dir.join(NEXT);
-    let _ = std::fs::remove_file(&next);
-    symlink(&version, &next)?;
-    std::fs::rename(&next, &current)?;
+    let mut links = Vec::new();
+    prepare(dir, files, &version, gid, &mut links).inspect_err(|_| {
+        // Room may be what it lacked, and what is shown is the former version until the last step.
+        for left in links.iter().chain(&[dir.join(DRAFT), dir.join(NEXT), dir.join(&version)]) {
+            let _ = mounts::delete_tree(left);
+        }
+    })?;
+    std::fs::rename(dir.join(NEXT), &current)?;
     show(dir, files, &version)
+}
+
+/// All that takes room, beside what is shown; `links` are those that were made for new files.
+fn prepare(
+    dir: &Path,
+    files: &BTreeMap<String, FileContent>,
+    version: &str,
+    gid: Option<u32>,
+    links: &mut Vec<PathBuf>,
+) -> io::Result<()> {
+    let (draft, whole, next) = (dir.join(DRAFT), dir.join(version), dir.join(NEXT));
+    for left in [&draft, &whole, &next] {
+        mounts::delete_tree(left)?;
+    }
+    make_dir(&draft, gid)?;
+    files.iter().try_for_each(|(path, content)| write_file(&draft, path, content, gid))?;
+    std::fs::rename(&draft, &whole)?;
+    symlink(version, &next)?;
+    for name in files.keys().filter_map(|path| first_part(path)) {
+        let link = dir.join(name);
+        if std::fs::symlink_metadata(&link).is_err() {
+            symlink(Path::new(CURRENT).join(name), &link)?;
+            links.push(link);
+        }
+    }
+    Ok(())
 }
 
 /// The links to the files, and no others; older versions go.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::{Error, HostPathType, check_host_path, wrong_type};
+use super::{Error, HostPathType, check_host_path, io_error, wrong_type};
 
 /// Checks `path` and makes it if its type says so; says whether it was made.
 pub(super) fn ensure(path: &Path, kind: HostPathType) -> Result<bool, Error> {
@@ -15,7 +15,7 @@ pub(super) fn ensure(path: &Path, kind: HostPathType) -> Result<bool, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(Error::Io { doing: format!("looking at {}", path.display()), source }),
     };
-    let making = |source| Error::Io { doing: format!("making {}", path.display()), source };
+    let making = |source| io_error("making", path)(source);
     match (found, kind) {
         (_, HostPathType::Any) => Ok(false),
         (Some(found), _) if matches(found, kind) => Ok(false),

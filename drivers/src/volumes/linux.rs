@@ -3,33 +3,39 @@
 //! ```text
 //! <dataDir>/volumes/<namespace>/<name>/meta.json     what it should be, with the uid of its object
 //!                                      data/         the data of a directory of ours
+//!                                      image        the filesystem of a block volume
 //! <dataDir>/volumes/.removed/                        directories on their way out
+//! <runDir>/volumes/<namespace>/<name>/               what is mounted for a volume
 //! <dataDir>/ephemeral/<sandbox>/<name>/              on disk, gone with the sandbox
+//! <dataDir>/projects/<number>                        which directory is limited by this project
 //! <runDir>/sandboxes/<sandbox>/volumes/<name>/       tmpfs, gone with the sandbox
 //! <runDir>/sandboxes/<sandbox>/subpaths/<hash>       bind mount of a part of a volume
 //! ```
 
-use std::ffi::CString;
-use std::fs::{DirBuilder, Permissions};
+use std::collections::HashMap;
+use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount, mount_remount};
 
-use super::paths::{check_file_path, check_name, disk_dir, memory_dir, sub_path_mount, sub_paths_dir, volume_dir};
+use super::nfs::Waiting;
+use super::paths::{disk_dir, mounts_dir, source_path, volume_dir};
+use super::quota::Projects;
 use super::{
-    Ephemeral, EphemeralSpec, Error, HostPathType, Owner, Usage, Volume, VolumeSource, VolumeSpec, Volumes, files,
-    host_path, sub_path,
+    Content, EphemeralSpec, Error, HostPathType, Usage, Volume, VolumeSource, VolumeSpec, Volumes, group, host_path,
+    io_error, populate, told,
 };
-use crate::failpoint::passed;
 use crate::ids::{SandboxId, VolumeKey};
 use crate::mounts;
-use crate::sandbox::linux::ids_below;
-use crate::sandbox::sandbox_dir;
+
+mod dirs;
+mod ephemeral;
+mod mounted;
+
+use dirs::{is_mount, make_owned, own};
 
 /// The volumes of this node, below one data and one run directory.
 #[derive(Debug, Clone)]
@@ -38,23 +44,45 @@ pub struct LinuxVolumes {
     run_dir: PathBuf,
     /// Held while the directory of what is on its way out appears, is moved into, and disappears.
     leaving: Arc<Mutex<()>>,
+    /// Calls that wait for file servers.
+    waiting: Waiting,
+    /// One at a time fills a volume.
+    filling: Arc<Mutex<HashMap<PathBuf, Arc<Mutex<()>>>>>,
+    /// What limits directories of a shared filesystem.
+    projects: Arc<Projects>,
 }
 
 impl LinuxVolumes {
     /// Makes the directories, and finishes removals that were interrupted.
     pub fn new(data_dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> io::Result<Self> {
         let (data_dir, run_dir) = (data_dir.into(), run_dir.into());
-        for (dir, mode) in
-            [(data_dir.join("volumes"), 0o755), (data_dir.join("ephemeral"), 0o700), (run_dir.join("sandboxes"), 0o700)]
-        {
+        for (dir, mode) in [
+            (data_dir.join("volumes"), 0o755),
+            (data_dir.join("ephemeral"), 0o700),
+            (run_dir.join("sandboxes"), 0o700),
+            (mounts_dir(&run_dir), 0o755),
+        ] {
             DirBuilder::new().recursive(true).mode(0o755).create(dir.parent().unwrap_or(&dir))?;
             DirBuilder::new().recursive(true).mode(mode).create(&dir)?;
         }
         // As the mount table has them.
-        let this =
-            Self { data_dir: data_dir.canonicalize()?, run_dir: run_dir.canonicalize()?, leaving: Arc::default() };
+        let data_dir = data_dir.canonicalize()?;
+        let this = Self {
+            projects: Arc::new(Projects::open(&data_dir)?),
+            data_dir,
+            run_dir: run_dir.canonicalize()?,
+            leaving: Arc::default(),
+            waiting: Waiting::default(),
+            filling: Arc::default(),
+        };
         mounts::remove_tree(&this.removed_dir())?;
+        this.unmount_strangers()?;
         Ok(this)
+    }
+
+    #[cfg(test)]
+    pub(super) fn data_dir(&self) -> &Path {
+        &self.data_dir
     }
 
     /// File system calls are quick, mostly, but they block.
@@ -73,10 +101,7 @@ impl LinuxVolumes {
     }
 
     fn path(&self, spec: &VolumeSpec) -> PathBuf {
-        match &spec.source {
-            VolumeSource::Local => volume_dir(&self.data_dir, &spec.key).join("data"),
-            VolumeSource::LocalPath(path) | VolumeSource::HostPath(path, _) => path.clone(),
-        }
+        source_path(&self.data_dir, &self.run_dir, spec)
     }
 
     fn list_now(&self) -> Result<Vec<Volume>, Error> {
@@ -108,12 +133,13 @@ impl LinuxVolumes {
                 let complete = match spec.source {
                     VolumeSource::Local | VolumeSource::LocalPath(_) => path.is_dir(),
                     VolumeSource::HostPath(_, kind) => host_path::is_in_order(&path, kind),
+                    VolumeSource::Tmpfs | VolumeSource::Block(_) | VolumeSource::Nfs(_) => self.is_mounted(key)?,
                 };
-                Some(Volume { key: key.clone(), path, complete })
+                Some(Volume { key: key.clone(), path, complete, capacity_problem: None })
             }
             None => {
                 let path = dir.join("data");
-                path.is_dir().then(|| Volume { key: key.clone(), path, complete: false })
+                path.is_dir().then(|| Volume { key: key.clone(), path, complete: false, capacity_problem: None })
             }
         })
     }
@@ -122,20 +148,31 @@ impl LinuxVolumes {
         // Recorded first, so that whatever is made is found again.
         self.write_meta(spec)?;
         let path = self.path(spec);
-        match &spec.source {
-            VolumeSource::Local => make_owned(&path, spec.owner).map_err(io_error("making", &path))?,
+        let limited = |fresh| self.projects.ensure(&path, spec.capacity, fresh);
+        let problem = match &spec.source {
+            VolumeSource::Local => {
+                let fresh = !path.is_dir();
+                make_owned(&path, spec.owner).map_err(io_error("making", &path))?;
+                // It can be used without a limit, so what is wrong with the limit is told and no failure.
+                limited(fresh).unwrap_or_else(|error| Some(told(&error)))
+            }
             VolumeSource::LocalPath(path) => {
                 if host_path::ensure(path, HostPathType::DirectoryOrCreate)? {
                     own(path, spec.owner).map_err(io_error("setting the owner of", path))?;
                 }
+                limited(false).unwrap_or_else(|error| Some(told(&error)))
             }
             VolumeSource::HostPath(path, kind) => {
                 if host_path::ensure(path, *kind)? && path.is_dir() {
                     own(path, spec.owner).map_err(io_error("setting the owner of", path))?;
                 }
+                foreign(spec, path)
             }
-        }
-        Ok(Volume { key: spec.key.clone(), path, complete: true })
+            VolumeSource::Nfs(_) => self.ensure_mounted(spec)?.or_else(|| foreign(spec, &path)),
+            VolumeSource::Tmpfs | VolumeSource::Block(_) => self.ensure_mounted(spec)?,
+        };
+        let capacity_problem = problem.filter(|_| spec.capacity.is_some());
+        Ok(Volume { key: spec.key.clone(), path, complete: true, capacity_problem })
     }
 
     fn write_meta(&self, spec: &VolumeSpec) -> Result<(), Error> {
@@ -158,11 +195,21 @@ impl LinuxVolumes {
 
     fn remove_now(&self, spec: &VolumeSpec, delete_data: bool) -> Result<(), Error> {
         let dir = volume_dir(&self.data_dir, &spec.key);
-        match (&spec.source, delete_data) {
+        // What is in memory would be lost with its mount.
+        if delete_data || spec.source != VolumeSource::Tmpfs {
+            self.remove_mount(&spec.key)?;
+        }
+        match (spec.source.is_ours(), delete_data) {
             // Kept with its description: it is listed, and adopted by the next volume of this name.
-            (VolumeSource::Local, false) => return Ok(()),
-            (VolumeSource::Local, true) => self.delete(&dir).map_err(io_error("removing", &dir))?,
-            (VolumeSource::LocalPath(_) | VolumeSource::HostPath(..), _) => {
+            (true, false) => return Ok(()),
+            (true, true) => {
+                self.delete(&dir).map_err(io_error("removing", &dir))?;
+                self.projects.release(&dir)?;
+            }
+            (false, _) => {
+                if matches!(spec.source, VolumeSource::LocalPath(_)) {
+                    self.projects.release(&self.path(spec))?;
+                }
                 let meta = dir.join("meta.json");
                 match std::fs::remove_file(&meta) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -201,76 +248,18 @@ impl LinuxVolumes {
 
     fn usage_now(&self, spec: &VolumeSpec) -> Result<Usage, Error> {
         let path = self.path(spec);
+        if matches!(spec.source, VolumeSource::Tmpfs | VolumeSource::Block(_) | VolumeSource::Nfs(_)) {
+            return self.usage_of_mount(spec);
+        }
+        let quota = self.projects.quota(&path)?;
         let stat = rustix::fs::statvfs(&path).map_err(|error| io_error("measuring", &path)(error.into()))?;
         // Of a directory the file system only knows the sum with all others.
         let own_file_system = is_mount(&path);
+        let used = || own_file_system.then(|| stat.f_blocks.saturating_sub(stat.f_bfree) * stat.f_frsize);
         Ok(Usage {
-            capacity_bytes: stat.f_blocks * stat.f_frsize,
-            used_bytes: own_file_system.then(|| stat.f_blocks.saturating_sub(stat.f_bfree) * stat.f_frsize),
+            capacity_bytes: quota.and_then(|quota| quota.limit).unwrap_or(stat.f_blocks * stat.f_frsize),
+            used_bytes: quota.map(|quota| quota.used).or_else(used),
         })
-    }
-
-    fn ensure_ephemeral_now(&self, spec: &EphemeralSpec) -> Result<PathBuf, Error> {
-        check_name(&spec.name)?;
-        let in_memory = memory_dir(&self.run_dir, &spec.sandbox).join(&spec.name);
-        let on_disk = disk_dir(&self.data_dir, &spec.sandbox).join(&spec.name);
-        let any = Owner { uid: 0, gid: 0, mode: 0o777 };
-        match &spec.kind {
-            Ephemeral::Disk => {
-                make_owned(&on_disk, any).map_err(io_error("making", &on_disk))?;
-                passed("making a volume on disk");
-                Ok(on_disk)
-            }
-            Ephemeral::Memory { size_limit } => {
-                ensure_tmpfs(&in_memory, 0o777, *size_limit, false).map_err(io_error("mounting", &in_memory))?;
-                passed("making a volume in memory");
-                Ok(in_memory)
-            }
-            Ephemeral::Files { files, in_memory: secret, gid } => {
-                files.keys().try_for_each(|path| check_file_path(path))?;
-                let path = if *secret { in_memory } else { on_disk };
-                if *secret {
-                    ensure_tmpfs(&path, 0o755, None, true).map_err(io_error("mounting", &path))?;
-                    passed("making a secret volume");
-                } else {
-                    make_owned(&path, Owner { mode: 0o755, ..any }).map_err(io_error("making", &path))?;
-                }
-                files::write(&path, files, *gid).map_err(io_error("writing the files of", &path))?;
-                passed("the files of a volume");
-                Ok(path)
-            }
-        }
-    }
-
-    fn ensure_sub_path_now(&self, sandbox: &SandboxId, root: &Path, sub_path: &str) -> Result<PathBuf, Error> {
-        let mount_point = sub_path_mount(&self.run_dir, sandbox, root, sub_path);
-        sub_path::bind(root, sub_path, &mount_point)?;
-        Ok(mount_point)
-    }
-
-    fn remove_ephemeral_now(&self, sandbox: &SandboxId) -> Result<(), Error> {
-        // Sub-paths first: they are mounts of what comes after.
-        for dir in [
-            sub_paths_dir(&self.run_dir, sandbox),
-            memory_dir(&self.run_dir, sandbox),
-            disk_dir(&self.data_dir, sandbox),
-        ] {
-            mounts::remove_tree(&dir).map_err(io_error("removing", &dir))?;
-            passed("removing a directory of volumes");
-        }
-        // Only when there is no sandbox (any more), in which case it is empty.
-        let _ = std::fs::remove_dir(sandbox_dir(&self.run_dir, sandbox));
-        Ok(())
-    }
-
-    fn list_ephemeral_now(&self) -> Vec<SandboxId> {
-        let in_memory = ids_below(&self.run_dir.join("sandboxes"))
-            .into_iter()
-            .filter(|id| memory_dir(&self.run_dir, id).exists() || sub_paths_dir(&self.run_dir, id).exists());
-        let mut ids: Vec<_> = ids_below(&self.data_dir.join("ephemeral")).into_iter().chain(in_memory).collect();
-        ids.sort();
-        ids.dedup();
-        ids
     }
 }
 
@@ -290,9 +279,29 @@ impl Volumes for LinuxVolumes {
         self.blocking(move |this| this.remove_now(&spec, delete_data)).await
     }
 
+    async fn check_mounted(&self, path: &Path) -> Result<(), Error> {
+        let path = path.to_owned();
+        self.blocking(move |this| this.check_mounted_now(&path)).await
+    }
+
     async fn usage(&self, spec: &VolumeSpec) -> Result<Usage, Error> {
         let spec = spec.clone();
         self.blocking(move |this| this.usage_now(&spec)).await
+    }
+
+    async fn give_to_group(&self, root: &Path, gid: u32) -> Result<(), Error> {
+        let root = root.to_owned();
+        self.blocking(move |this| if this.is_ours(&root) { group::give(&root, gid) } else { Ok(()) }).await
+    }
+
+    async fn wants_content(&self, root: &Path) -> Result<bool, Error> {
+        let root = root.to_owned();
+        self.blocking(move |_| populate::is_wanted(&root)).await
+    }
+
+    async fn populate(&self, sandbox: &SandboxId, root: &Path, content: &Content) -> Result<(), Error> {
+        let (sandbox, root, content) = (sandbox.clone(), root.to_owned(), content.clone());
+        self.blocking(move |this| this.populate_now(&sandbox, &root, &content)).await
     }
 
     async fn ensure_ephemeral(&self, spec: &EphemeralSpec) -> Result<PathBuf, Error> {
@@ -310,6 +319,10 @@ impl Volumes for LinuxVolumes {
         self.blocking(move |this| this.ensure_sub_path_now(&sandbox, &root, &sub_path)).await
     }
 
+    fn ephemeral_dir(&self, sandbox: &SandboxId) -> PathBuf {
+        disk_dir(&self.data_dir, sandbox)
+    }
+
     async fn remove_ephemeral(&self, sandbox: &SandboxId) -> Result<(), Error> {
         let sandbox = sandbox.clone();
         self.blocking(move |this| this.remove_ephemeral_now(&sandbox)).await
@@ -320,9 +333,10 @@ impl Volumes for LinuxVolumes {
     }
 }
 
-fn io_error(verb: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let doing = format!("{verb} {}", path.display());
-    move |source| Error::Io { doing, source }
+/// Why the capacity of what is not ours does not hold.
+fn foreign(spec: &VolumeSpec, path: &Path) -> Option<String> {
+    let _ = spec.capacity?;
+    Some(format!("{} is not limited: whoever owns it says what it may hold", path.display()))
 }
 
 /// Names in a directory, in order.
@@ -340,63 +354,6 @@ fn names(dir: &Path) -> Result<Vec<String>, Error> {
         other => other.map_err(io_error("reading", dir)),
     }
 }
-
-/// Makes the directory with its owner and mode, in one step: a directory that exists is never half made, and keeps
-/// what its users changed.
-fn make_owned(path: &Path, owner: Owner) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    let parent = path.parent().unwrap_or(path);
-    DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".new");
-    let draft = PathBuf::from(draft);
-    mounts::remove_tree(&draft)?;
-    DirBuilder::new().mode(0o700).create(&draft)?;
-    own(&draft, owner)?;
-    std::fs::rename(&draft, path)
-}
-
-/// The owner before the mode, because chown clears set-id bits.
-fn own(path: &Path, owner: Owner) -> io::Result<()> {
-    chown(path, Some(owner.uid), Some(owner.gid))?;
-    std::fs::set_permissions(path, Permissions::from_mode(owner.mode & 0o7777))
-}
-
-fn is_mount(path: &Path) -> bool {
-    let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev()).ok();
-    let parent = path.parent().and_then(device);
-    parent.is_some() && device(path).is_some() && device(path) != parent
-}
-
-/// Mounts a tmpfs, or gives the one that is there another size.
-fn ensure_tmpfs(path: &Path, mode: u32, size: Option<u64>, secret: bool) -> io::Result<()> {
-    let option = |size: u64| format!("size={size}");
-    if is_mount(path) {
-        let Some(size) = size else { return Ok(()) };
-        let stat = rustix::fs::statvfs(path)?;
-        // The kernel rounds up to whole pages.
-        if stat.f_blocks == size.div_ceil(stat.f_frsize) {
-            return Ok(());
-        }
-        return Ok(mount_remount(path, MOUNT_FLAGS, CString::new(option(size))?.as_c_str())?);
-    }
-    DirBuilder::new().recursive(true).mode(0o755).create(path)?;
-    let options = format!("mode={mode:o}{}", size.map(|size| format!(",{}", option(size))).unwrap_or_default());
-    if secret {
-        // Since kernel 6.4. Without it, what is in memory may reach the disk through swap.
-        let noswap = CString::new(format!("{options},noswap"))?;
-        match mount("tmpfs", path, "tmpfs", MOUNT_FLAGS, Some(noswap.as_c_str())) {
-            Err(Errno::INVAL) => {}
-            other => return Ok(other?),
-        }
-    }
-    let options = CString::new(options)?;
-    Ok(mount("tmpfs", path, "tmpfs", MOUNT_FLAGS, Some(options.as_c_str()))?)
-}
-
-const MOUNT_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
 #[cfg(test)]
 mod tests;

@@ -4,13 +4,34 @@ use std::path::{Component, Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::Error;
+use super::{Error, VolumeSource, VolumeSpec};
 use crate::ids::{SandboxId, VolumeKey};
 use crate::sandbox::sandbox_dir;
 
 /// `<data_dir>/volumes/<namespace>/<name>`, which holds `meta.json` and, for a directory of ours, `data/`.
 pub(super) fn volume_dir(data_dir: &Path, key: &VolumeKey) -> PathBuf {
     data_dir.join("volumes").join(key.as_str())
+}
+
+/// `<run_dir>/volumes`, below which volumes are mounted.
+pub(super) fn mounts_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("volumes")
+}
+
+/// Where a volume that has to be mounted is: `<run_dir>/volumes/<namespace>/<name>`.
+pub(super) fn mount_point(run_dir: &Path, key: &VolumeKey) -> PathBuf {
+    mounts_dir(run_dir).join(key.as_str())
+}
+
+/// What is mounted from: inside a filesystem of ours it is a directory below the top, which the filesystem may have
+/// things of its own in.
+pub(super) fn source_path(data_dir: &Path, run_dir: &Path, spec: &VolumeSpec) -> PathBuf {
+    match &spec.source {
+        VolumeSource::Local => volume_dir(data_dir, &spec.key).join("data"),
+        VolumeSource::LocalPath(path) | VolumeSource::HostPath(path, _) => path.clone(),
+        VolumeSource::Tmpfs | VolumeSource::Block(_) => mount_point(run_dir, &spec.key).join("data"),
+        VolumeSource::Nfs(_) => mount_point(run_dir, &spec.key),
+    }
 }
 
 /// `<data_dir>/ephemeral/<sandbox>`.

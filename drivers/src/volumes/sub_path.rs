@@ -9,8 +9,8 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
 use rustix::io::Errno;
 use rustix::mount::mount_bind;
 
-use super::Error;
 use super::paths::{invalid, relative_parts};
+use super::{Error, failed};
 use crate::mounts;
 
 const FIELD: &str = "volumeMounts.subPath";
@@ -18,7 +18,7 @@ const FIELD: &str = "volumeMounts.subPath";
 /// Binds `sub_path` below `root` to `mount_point`, making directories that are missing.
 pub(super) fn bind(root: &Path, sub_path: &str, mount_point: &Path) -> Result<(), Error> {
     let found = resolve(root, sub_path)?;
-    let doing = |source| Error::Io { doing: format!("mounting {sub_path:?} of {}", root.display()), source };
+    let doing = |source| failed(mount_point, format!("mounting {sub_path:?} of {}", root.display()))(source);
     let stat = rustix::fs::fstat(&found).map_err(|error| doing(error.into()))?;
     if rustix::fs::stat(mount_point).is_ok_and(|mounted| same_file(&mounted, &stat)) {
         return Ok(());
@@ -43,10 +43,7 @@ fn same_file(a: &Stat, b: &Stat) -> bool {
 
 /// Opens `sub_path` below `root` as a mere handle. New directories get owner and mode of the volume's top.
 fn resolve(root: &Path, sub_path: &str) -> Result<OwnedFd, Error> {
-    let doing = |error: Errno| Error::Io {
-        doing: format!("resolving {sub_path:?} in {}", root.display()),
-        source: error.into(),
-    };
+    let doing = |error: Errno| failed(root, format!("resolving {sub_path:?} in {}", root.display()))(error.into());
     let parts = relative_parts(FIELD, sub_path)?;
     let handle = OFlags::PATH | OFlags::CLOEXEC;
     let top = rustix::fs::openat(CWD, root, handle | OFlags::DIRECTORY, Mode::empty()).map_err(doing)?;
@@ -160,6 +157,75 @@ mod tests {
             }
             mounts::remove_tree(&mount_point).unwrap();
             assert_eq!(std::fs::read_to_string(root.join("file")).unwrap(), "two");
+        });
+    }
+
+    /// An attacker who owns the volume swaps directories, links and names in it all the time.
+    #[test]
+    fn ten_thousand_tries_under_attack_never_lead_outside() {
+        const TRIES: u32 = 10_000;
+        in_mount_namespace(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let (root, outside) = (dir.path().join("volume"), dir.path().join("outside"));
+            for (top, mark) in [(root.join("a"), "inside"), (outside.clone(), "outside")] {
+                std::fs::create_dir_all(top.join("b/c")).unwrap();
+                std::fs::write(top.join("b/c/mark"), mark).unwrap();
+            }
+            symlink("../outside", root.join("relative")).unwrap();
+            symlink(&outside, root.join("absolute")).unwrap();
+            std::fs::create_dir(root.join("elsewhere")).unwrap();
+            let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let (stop, volume) = (over.clone(), root.clone());
+            let attacker = std::thread::spawn(move || {
+                use rustix::fs::{RenameFlags, renameat_with};
+                let swap = |one: &str, other: &str| {
+                    let _ = renameat_with(CWD, volume.join(one), CWD, volume.join(other), RenameFlags::EXCHANGE);
+                };
+                let mut swaps = 0_u64;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    for link in ["relative", "absolute"] {
+                        swap("a", link);
+                        swap("a", link);
+                    }
+                    let _ = std::fs::rename(volume.join("a/b"), volume.join("elsewhere/b"));
+                    let _ = std::fs::rename(volume.join("elsewhere/b"), volume.join("a/b"));
+                    swaps += 6;
+                }
+                swaps
+            });
+            let forbidden: Vec<(u64, u64)> = ["", "b", "b/c", "b/c/mark"]
+                .map(|path| std::fs::metadata(outside.join(path)).unwrap())
+                .map(|found| (found.dev(), found.ino()))
+                .to_vec();
+            let (mut found, mut refused) = (0, 0);
+            for number in 0..TRIES {
+                let path = ["a/b/c", "relative/b/c/mark", "absolute/b", "a/b/c/mark"][number as usize % 4];
+                // Some go all the way to the mount, which costs more.
+                let seen = if number % 20 == 0 {
+                    let mount_point = dir.path().join("mount");
+                    bind(&root, path, &mount_point).map(|()| {
+                        let seen = rustix::fs::stat(&mount_point).unwrap();
+                        mounts::remove_tree(&mount_point).unwrap();
+                        seen
+                    })
+                } else {
+                    resolve(&root, path).map(|fd| rustix::fs::fstat(fd).unwrap())
+                };
+                match seen {
+                    Ok(seen) => {
+                        assert!(!forbidden.contains(&(seen.st_dev, seen.st_ino)), "{path} led outside");
+                        found += 1;
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            let swaps = attacker.join().unwrap();
+            assert!(found > 0 && refused > 0 && swaps > u64::from(TRIES) / 10, "{found} {refused} {swaps}");
+            let mut all: Vec<_> = std::fs::read_dir(&outside).unwrap().flatten().map(|e| e.file_name()).collect();
+            all.sort();
+            assert_eq!(all, ["b"], "nothing was made outside");
+            assert_eq!(std::fs::read_to_string(outside.join("b/c/mark")).unwrap(), "outside");
         });
     }
 }

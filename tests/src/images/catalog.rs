@@ -8,7 +8,7 @@
 //! | `test/crashes` | exits with 3 after a moment |
 //! | `test/ignores-term` | ends on SIGKILL only |
 //! | `test/floods` | writes to its log as fast as it can |
-//! | `test/checked` | sleeps; its HEALTHCHECK asks for `/tmp/well` each second |
+//! | `test/checked` | sleeps; its HEALTHCHECK asks for `/tmp/well` each second; its VOLUME `/kept` holds a file |
 //! | `test/eats-memory` | takes memory until it is killed |
 
 use std::fs;
@@ -159,7 +159,7 @@ fn postgres(base: &Image) -> Result<Image> {
         layer.program(&path, &path)?;
         layer.link(&format!("usr/bin/{name}"), &path.to_string_lossy())?;
     }
-    for name in ["plpgsql.so", "dict_snowball.so"] {
+    for name in ["plpgsql.so", "dict_snowball.so", "amcheck.so"] {
         let path = lib.join("lib").join(name);
         layer.program(&path, &path)?;
     }
@@ -177,6 +177,11 @@ fn postgres(base: &Image) -> Result<Image> {
         "postgresql.conf.sample",
         "extension/plpgsql.control",
         "extension/plpgsql--1.0.sql",
+        "extension/amcheck.control",
+        "extension/amcheck--1.0.sql",
+        "extension/amcheck--1.0--1.1.sql",
+        "extension/amcheck--1.1--1.2.sql",
+        "extension/amcheck--1.2--1.3.sql",
     ] {
         let path = share.join(name);
         if path.exists() {
@@ -196,8 +201,12 @@ fn postgres(base: &Image) -> Result<Image> {
 
 fn checked(base: &Image) -> Result<Image> {
     let check = json!({"Test": ["CMD-SHELL", "test -e /tmp/well"], "Interval": 1_000_000_000, "Retries": 2});
-    let config = json!({"Cmd": ["sleep", "2147483647"], "Env": ["PATH=/usr/bin:/usr/sbin"], "Healthcheck": check});
-    Image::on(base, LayerBuilder::default(), config)
+    let config = json!({"Cmd": ["sleep", "2147483647"], "Env": ["PATH=/usr/bin:/usr/sbin"], "Healthcheck": check,
+                        "Volumes": {"/kept": {}}});
+    let mut layer = LayerBuilder::default();
+    layer.dir("kept", 0o750, SERVICE_USER)?;
+    layer.file("kept/seed", b"seed\n", 0o644)?;
+    Image::on(base, layer, config)
 }
 
 fn misbehaving(base: &Image, name: &str) -> Result<Image> {

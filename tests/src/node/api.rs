@@ -17,10 +17,24 @@ impl Node {
 
     /// What the API holds at a path, or nothing on 404.
     pub fn get(&self, path: &str) -> Result<Option<Value>> {
+        self.ask("GET", path, "")
+    }
+
+    /// Changes an object by a JSON merge patch, and answers what it is then.
+    pub fn patch(&self, path: &str, change: &Value) -> Result<Value> {
+        self.ask("PATCH", path, &change.to_string())?.with_context(|| format!("nothing at {path}"))
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &str) -> Result<Option<Value>> {
         let mut socket = UnixStream::connect(self.namespaces.path(RUN).join("api.sock")).context("the API's socket")?;
         socket.set_read_timeout(Some(Duration::from_secs(10)))?;
         // HTTP/1.0: the answer comes in one piece and ends with the connection.
-        write!(socket, "GET {path} HTTP/1.0\r\nHost: localhost\r\nAccept: application/json\r\n\r\n")?;
+        let request = format!(
+            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nAccept: application/json\r\nContent-Type: \
+             application/merge-patch+json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        socket.write_all(request.as_bytes())?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("an answer without an end of its head")?;
@@ -28,7 +42,7 @@ impl Node {
         match status {
             "200" => Ok(Some(serde_json::from_str(body)?)),
             "404" => Ok(None),
-            _ => anyhow::bail!("GET {path}: {status} {body}"),
+            _ => anyhow::bail!("{method} {path}: {status} {body}"),
         }
     }
 }

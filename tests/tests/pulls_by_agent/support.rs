@@ -75,24 +75,28 @@ pub fn random_layer(name: &str, bytes: usize, seed: u64) -> Result<Rc<nodelet_te
     Ok(Rc::new(layer.finish()?))
 }
 
-/// Declares the Image `app`.
-pub fn want(node: &Node, reference: &str) -> Result<()> {
-    let object = json!({
-        "apiVersion": "nodelet.dev/v1alpha1", "kind": "Image", "metadata": {"name": "app"},
+/// An Image.
+pub fn wish(name: &str, reference: &str) -> Value {
+    json!({
+        "apiVersion": "nodelet.dev/v1alpha1", "kind": "Image", "metadata": {"name": name},
         "spec": {"reference": reference},
-    });
-    node.apply(&object.to_string()).map(drop)
+    })
 }
 
-/// Waits until the Image `app` is as wanted.
-pub fn until_image(node: &Node, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
-    until(PATIENCE, &format!("the Image: {what}"), || Ok(node.object("images", "app")?.filter(|image| wanted(image))))
-        .with_context(|| format!("{:#?}\n{}", node.object("images", "app"), node.explain()))
+/// Declares the Image `app`.
+pub fn want(node: &Node, reference: &str) -> Result<()> {
+    node.apply(&wish("app", reference).to_string()).map(drop)
+}
+
+/// Waits until an Image is as wanted.
+pub fn until_image(node: &Node, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    until(PATIENCE, &format!("{name}: {what}"), || Ok(node.object("images", name)?.filter(|image| wanted(image))))
+        .with_context(|| format!("{:#?}\n{}", node.object("images", name), node.explain()))
 }
 
 /// Waits until the image is ready, and fails unless it is just what was pushed, with nothing beside.
 pub fn until_whole(node: &Node, image: &Pushed) -> Result<()> {
-    let ready = until_image(node, "ready", api::ready)?;
+    let ready = until_image(node, "app", "ready", api::ready)?;
     ensure!(ready["status"]["digest"] == image.digest.as_str(), "{ready:#}");
     for (layer, size) in &image.layers {
         let hex = layer.trim_start_matches("sha256:");
@@ -108,7 +112,7 @@ pub fn until_whole(node: &Node, image: &Pushed) -> Result<()> {
 /// Waits until the pull has failed, fails unless its condition says all these words and no image is visible, and answers
 /// the condition's message.
 pub fn until_failed(node: &Node, what: &str, words: &[&str]) -> Result<String> {
-    let failed = until_image(node, what, |image| {
+    let failed = until_image(node, "app", what, |image| {
         api::condition(image, "Ready").is_some_and(|it| it["status"] == "False" && it["reason"] == "PullFailed")
     })?;
     let message = api::condition(&failed, "Ready").and_then(|it| it["message"].as_str()).context("a message")?;
@@ -129,7 +133,11 @@ pub fn no_image(node: &Node) -> Result<()> {
 /// Deletes the Image `app` and fails unless nothing of it stays: no image, blob, snapshot, lease or unfinished blob.
 pub fn until_nothing_left(node: &Node) -> Result<()> {
     node.nodelet(&["delete", "image", "app"])?;
-    node.until_gone("images", "app")?;
+    until_empty(node)
+}
+
+/// Waits until containerd holds nothing.
+pub fn until_empty(node: &Node) -> Result<()> {
     let ctr = node.programs.join("ctr");
     let script = format!(
         "set -e; c='{} -n nodelet'; $c image ls -q; $c content ls -q; $c snapshots ls | tail -n +2; \

@@ -33,7 +33,7 @@ const WORKLOADS: usize = 100;
 const FIRST: usize = 105;
 const ROUNDS: u32 = 50;
 /// On the older containerd, which runs at the same time: fifty on both are too long for an ordinary run.
-const FEWER: u32 = 20;
+const FEWER: u32 = 10;
 /// After so many rounds it is waited for the end of all work, and everything is counted.
 const COUNTED: u32 = 10;
 /// A process that died three times waits for two seconds before it is started again; the fourth time would be slow.

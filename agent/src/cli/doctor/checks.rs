@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use nodelet_drivers::cgroups::{Driver, Version, detect, systemd};
 use nodelet_drivers::host::checks::{self, Check, Level, Places};
 
 use super::{Finding, Verdict};
@@ -17,6 +18,8 @@ pub(super) fn all(configuration: &NodeletConfiguration) -> Vec<Finding> {
     let mut findings: Vec<Finding> = checks::run(&places).into_iter().map(finding).collect();
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
     findings.push(run_dir(&mounts, &configuration.run_dir));
+    let version = detect(Path::new("/sys/fs/cgroup"));
+    findings.push(cgroup_driver(configuration.runtime.cgroup_driver, version, systemd::is_running()));
     findings.push(log_writer());
     findings
 }
@@ -45,6 +48,26 @@ fn run_dir(mounts: &str, run_dir: &Path) -> Finding {
             Finding::warning(CHECK, message, "choose a directory below /run")
         }
         _ => Finding::ok(CHECK, run_dir.display().to_string()),
+    }
+}
+
+/// Version 2 has one tree, in which systemd wants to be the only one that makes cgroups at the top.
+fn cgroup_driver(driver: Driver, version: Version, has_systemd: bool) -> Finding {
+    const CHECK: &str = "cgroup driver";
+    match (driver, version, has_systemd) {
+        (Driver::Systemd, _, false) => {
+            let remedy =
+                "set runtime.cgroupDriver: cgroupfs; in a container, mount the node's /run/systemd and /run/dbus";
+            Finding::failed(CHECK, "systemd, which does not run this node (there is no /run/systemd/system)", remedy)
+        }
+        (Driver::Cgroupfs, Version::V2, true) => {
+            let message = "cgroupfs, beside systemd, which takes the tree of version 2 for its own";
+            let remedy =
+                "runtime.cgroupDriver: systemd makes slices and scopes of them; a change replaces all containers";
+            Finding::warning(CHECK, message, remedy)
+        }
+        (Driver::Systemd, _, true) => Finding::ok(CHECK, "systemd"),
+        (Driver::Cgroupfs, _, _) => Finding::ok(CHECK, "cgroupfs"),
     }
 }
 
@@ -79,6 +102,20 @@ mod tests {
         let mounts = "/dev/vda / ext4 rw 0 0\ntmpfs /run tmpfs rw 0 0\n";
         assert_eq!(run_dir(mounts, Path::new("/run/nodelet")).verdict, Verdict::Ok);
         assert_eq!(run_dir(mounts, Path::new("/var/run-x")).verdict, Verdict::Warning);
+    }
+
+    #[test]
+    fn the_driver_of_cgroups_fits_the_node() {
+        for (driver, version, has_systemd, verdict) in [
+            (Driver::Cgroupfs, Version::V1, false, Verdict::Ok),
+            (Driver::Cgroupfs, Version::V1, true, Verdict::Ok),
+            (Driver::Cgroupfs, Version::V2, false, Verdict::Ok),
+            (Driver::Cgroupfs, Version::V2, true, Verdict::Warning),
+            (Driver::Systemd, Version::V2, true, Verdict::Ok),
+            (Driver::Systemd, Version::V2, false, Verdict::Failed),
+        ] {
+            assert_eq!(cgroup_driver(driver, version, has_systemd).verdict, verdict, "{driver:?} {version:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Rule 4: the sandbox and its network come before containers and are repaired without touching them.
 
 use nodelet_drivers::ids::NetworkKey;
+use nodelet_drivers::network::Attachment;
 
 use super::{Planner, Step};
 use crate::workload::model::Desired;
@@ -17,7 +18,8 @@ impl Planner<'_> {
         let attachments = seen.map_or(&[][..], |s| &s.attachments);
         let mut attached = false;
         for attach in &wish.attachments {
-            let fine = attachments.iter().any(|a| a.spec.network == attach.network && a.complete);
+            let fine = |a: &Attachment| a.spec.network == attach.network && a.complete && a.spec.link == attach.link;
+            let fine = attachments.iter().any(fine);
             if fresh || !fine {
                 self.plan.steps.push(Step::Attach { network: attach.network.clone() });
                 attached = true;
@@ -47,7 +49,7 @@ impl Planner<'_> {
 /// that the node is a part of.
 pub fn published_ports<'a>(
     desired: &Desired,
-    attachments: impl Iterator<Item = &'a nodelet_drivers::network::Attachment> + Clone,
+    attachments: impl Iterator<Item = &'a Attachment> + Clone,
 ) -> Vec<nodelet_drivers::network::PublishedPort> {
     let order = |key: &NetworkKey| desired.sandbox.attachments.iter().position(|a| a.network == *key && a.through_node);
     let mut places: Vec<_> = attachments.filter_map(|a| order(&a.spec.network).map(|n| (n, a))).collect();

@@ -1,5 +1,6 @@
 //! Rules 5, 6, 7 and 11: containers are started, in order, replaced and restarted.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -7,9 +8,9 @@ use nodelet_crds::reasons;
 use nodelet_crds::workload::RestartPolicy;
 use nodelet_drivers::runtime::{Exit, TaskState};
 
-use super::{Hold, Planner, Step, Why, elapsed};
-use crate::backoff::{HEALTHY_RUN, restart_delay};
-use crate::workload::model::{ContainerWish, SeenContainer, SeenImage};
+use super::{Hold, Planner, Step, UsedImage, Why, elapsed};
+use crate::workload::model::{ContainerWish, ImageWish, SeenContainer, SeenImage, VolumeWish, image_of_volume};
+use crate::workload::resizes::Unfinished;
 
 impl Planner<'_> {
     /// Rules 5 and 11. Returns whether the containers may run.
@@ -82,12 +83,25 @@ impl Planner<'_> {
         } else if current.health.failed {
             self.stop(current, Why::Unhealthy);
         } else {
-            if current.container.limits != wish.limits {
-                self.plan.steps.push(Step::UpdateLimits { id: current.id().clone(), limits: wish.limits.clone() });
-            }
+            self.resize(wish, current);
             // Its files were written before.
             if let Some(content) = wish.signal.as_ref().filter(|content| current.heard.as_ref() != Some(content)) {
                 self.plan.steps.push(Step::Signal { id: current.id().clone(), content: content.clone() });
+            }
+        }
+    }
+
+    /// Limits are changed in place, unless the node has no room or the last try of the same was in vain.
+    fn resize(&mut self, wish: &ContainerWish, current: &SeenContainer) {
+        if current.container.limits == wish.limits || self.desired.resize.is_some() {
+            return;
+        }
+        match current.resize.as_ref().filter(|last| last.wanted == wish.limits) {
+            Some(Unfinished { rest: None, .. }) => {}
+            Some(Unfinished { rest: Some(rest), .. }) if !rest.is_zero() => self.again(*rest),
+            _ => {
+                let limits = wish.limits.clone();
+                self.plan.steps.push(Step::UpdateLimits { id: current.id().clone(), limits });
             }
         }
     }
@@ -111,9 +125,9 @@ impl Planner<'_> {
         let ended = Timestamp::try_from(exit.at).unwrap_or(self.now);
         let ran = since(current.container.created_at, ended);
         // Where failures are limited, each counts, however long it took.
-        let forgotten = ran >= HEALTHY_RUN && self.desired.batch.backoff_limit.is_none();
+        let forgotten = ran >= self.desired.backoff.reset && self.desired.batch.backoff_limit.is_none();
         let failures = if forgotten { 1 } else { current.failures.saturating_add(1) };
-        let delay = restart_delay(failures);
+        let delay = self.desired.backoff.delay(failures);
         // A clock that went backwards lengthens nothing beyond the delay itself.
         let waited = elapsed(ended, self.now);
         let rest = delay.saturating_sub(waited);
@@ -146,7 +160,9 @@ impl Planner<'_> {
     }
 
     fn start(&mut self, wish: &ContainerWish, init: bool, attempt: u32, restarts: u32, failures: u32) {
-        if let Some((image, digest)) = self.image_of(wish) {
+        if let Some((image, digest)) = self.image_of(wish)
+            && let Some(volumes) = self.volume_images(wish)
+        {
             self.plan.steps.push(Step::Start {
                 container: wish.name.clone(),
                 init,
@@ -155,22 +171,53 @@ impl Planner<'_> {
                 failures,
                 image,
                 digest,
+                volumes,
             });
         }
     }
 
     /// The image record and digest for a start, or a hold that says why there is none yet.
     pub(super) fn image_of(&mut self, wish: &ContainerWish) -> Option<(String, String)> {
-        let (reason, message) = match self.observed.images.get(&wish.name) {
-            Some(SeenImage::Present { name, digest }) => return Some((name.clone(), digest.clone())),
+        match self.observed.images.get(&wish.name) {
+            Some(SeenImage::Present { name, digest }) => Some((name.clone(), digest.clone())),
+            other => {
+                self.hold_for_image(wish, &wish.image, other);
+                None
+            }
+        }
+    }
+
+    /// The images that the container mounts, or a hold that says why one is not on the node yet.
+    fn volume_images(&mut self, wish: &ContainerWish) -> Option<BTreeMap<String, UsedImage>> {
+        let (desired, observed) = (self.desired, self.observed);
+        let mut found = BTreeMap::new();
+        for mount in &wish.template.mounts {
+            let Some(VolumeWish::Image(image)) = desired.sandbox.volumes.get(&mount.volume) else { continue };
+            match observed.images.get(&image_of_volume(&mount.volume)) {
+                Some(SeenImage::Present { name, digest }) => {
+                    let used = UsedImage { name: name.clone(), digest: digest.clone() };
+                    found.insert(mount.volume.clone(), used);
+                }
+                other => {
+                    self.hold_for_image(wish, image, other);
+                    return None;
+                }
+            }
+        }
+        Some(found)
+    }
+
+    fn hold_for_image(&mut self, wish: &ContainerWish, image: &ImageWish, seen: Option<&SeenImage>) {
+        let (reason, message) = match seen {
             Some(SeenImage::Pulling { message }) => (reasons::PULLING, message.clone()),
             Some(SeenImage::Failed { reason, message }) => (*reason, message.clone()),
-            None => (reasons::PULLING, format!("image {} is being looked up", wish.image.fetch.reference)),
+            Some(SeenImage::Present { .. }) | None => {
+                (reasons::PULLING, format!("image {} is being looked up", image.fetch.reference))
+            }
         };
         if !self.plan.holds.iter().any(|hold| hold.container == wish.name) {
             self.plan.holds.push(Hold { container: wish.name.clone(), reason, message });
         }
-        None
     }
 }
 

@@ -9,7 +9,7 @@ use nodelet_crds::workload::RestartPolicy;
 use nodelet_drivers::cgroups::Limits;
 use nodelet_drivers::ids::{CgroupPath, IfName};
 use nodelet_drivers::images::Fetch;
-use nodelet_drivers::network::{AttachSpec, Attachment, Protocol, PublishedPort};
+use nodelet_drivers::network::{AttachSpec, Attachment, LinkWish, Protocol, PublishedPort};
 use nodelet_drivers::runtime::{Container, Exit, Security, TaskState};
 use nodelet_drivers::sandbox::{EtcFiles, NetNamespace, SandboxSpec};
 
@@ -45,16 +45,20 @@ fn wish(name: &str) -> ContainerWish {
             env: vec![],
             tty: false,
             stdin: false,
+            stdin_once: false,
             mounts: vec![],
             ulimits: vec![],
+            devices: vec![],
             security: Security::default(),
             host_pid: false,
+            share_pid: false,
             oom_score_adj: None,
             stop_signal: None,
             log_max_size: 1 << 20,
             log_max_files: 2,
         },
         limits: Limits::default(),
+        requests: Default::default(),
         hash: "h1".to_owned(),
         probes: Probes::default(),
         ports: vec![],
@@ -69,7 +73,7 @@ fn network() -> NetworkKey {
     NetworkKey::new("default/default").unwrap()
 }
 
-fn desired() -> Desired {
+pub(in crate::workload) fn desired() -> Desired {
     Desired {
         title: "default/web".to_owned(),
         generation: 3,
@@ -81,11 +85,18 @@ fn desired() -> Desired {
                 hostname: "web".to_owned(),
                 net: NetNamespace::New,
                 host_ipc: false,
+                own_users: false,
                 host_uts: false,
+                shared: true,
                 shm_size: 0,
                 sysctls: BTreeMap::new(),
             },
-            attachments: vec![AttachWish { network: network(), addresses: vec![], through_node: true }],
+            attachments: vec![AttachWish {
+                network: network(),
+                addresses: vec![],
+                link: LinkWish::default(),
+                through_node: true,
+            }],
             ports: vec![PortWish { host_ip: None, host_port: 8080, protocol: Protocol::Tcp, target_port: 80 }],
             etc: EtcFiles::default(),
             volumes: BTreeMap::new(),
@@ -96,8 +107,11 @@ fn desired() -> Desired {
         restart: RestartPolicy::Always,
         grace: Duration::from_secs(10),
         batch: crate::workload::model::Batch::default(),
+        backoff: crate::backoff::RestartBackoff::default(),
         update: crate::workload::update::DEFAULT,
         revision: "r1".to_owned(),
+        evicted: None,
+        resize: None,
         waits: vec![],
     }
 }
@@ -124,6 +138,7 @@ fn container(name: &str, attempt: u32, state: TaskState) -> SeenContainer {
         heard: None,
         stopping: None,
         health: Health::default(),
+        resize: None,
     }
 }
 
@@ -144,6 +159,7 @@ fn attachment() -> Attachment {
             ifname: IfName::new("eth0").unwrap(),
             addresses: vec![],
             default_route: true,
+            link: LinkWish::default(),
         },
         addresses: vec!["10.89.0.2/24".parse().unwrap()],
         mac: "02:00:00:00:00:01".into(),

@@ -1,6 +1,8 @@
+use nodelet_drivers::images::Fetch;
 use serde_json::json;
 
 use super::*;
+use crate::workload::model::{ImageWish, PullRule};
 
 fn workload(generation: i64, image: &str, annotations: serde_json::Value) -> Workload {
     let object = json!({
@@ -21,6 +23,7 @@ fn revision(id: &str) -> Revision {
         restarted_at: None,
         config_maps: BTreeMap::new(),
         secrets: BTreeMap::new(),
+        followed: Default::default(),
         digests: BTreeMap::new(),
         at: Timestamp::UNIX_EPOCH,
     }
@@ -118,4 +121,21 @@ fn errors_count_in_a_row_and_health_without_a_break() {
     assert_eq!(histories.observe("u", "a", false).0.errors, 0);
     histories.outcome("u", "a", Some("no".into()));
     assert_eq!(histories.observe("u", "b", false).0.errors, 0, "another revision begins anew");
+}
+
+#[test]
+fn the_images_of_containers_and_volumes_are_pinned_together() {
+    let wish = |reference: &str| ImageWish { fetch: Fetch::new(reference), policy: PullRule::Always, digest: None };
+    let mut desired = crate::workload::plan::tests::desired();
+    desired.sandbox.volumes.insert("tools".into(), VolumeWish::Image(wish("tools:1")));
+    desired.sandbox.volumes.insert("new".into(), VolumeWish::Image(wish("new:1")));
+    let digests = [("main", "sha256:1"), ("volume tools", "sha256:2")];
+    let digests = digests.map(|(part, digest)| (part.to_owned(), digest.to_owned())).into();
+    Revision { digests, ..revision("a") }.pin(&mut desired);
+    assert_eq!(desired.containers[0].image.digest.as_deref(), Some("sha256:1"));
+    let of_volume = |name: &str| match &desired.sandbox.volumes[name] {
+        VolumeWish::Image(image) => image.digest.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([of_volume("tools"), of_volume("new")], [Some("sha256:2".to_owned()), None]);
 }

@@ -48,6 +48,34 @@ fn keeps_the_contract() {
     conformance::run(&Own::new().0);
 }
 
+/// Where systemd runs; the virtual machine of `tests/bin/vm systemd` sees to that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slices_keep_the_contract() {
+    if !super::super::systemd::is_running() {
+        #[allow(clippy::print_stderr)] // shown by the test runner
+        {
+            eprintln!("not tested: systemd does not run here");
+        }
+        return;
+    }
+    let run = || {
+        let own = Own(LinuxCgroups::new(ROOT, CgroupPath::new("/nodelet_conformance.slice").unwrap()));
+        conformance::run(&own.0);
+        let (outer, limits) = (own.0.parent.below("outer").unwrap(), Limits { pids_max: Some(9), ..Limits::default() });
+        let inner = outer.below("inner").unwrap();
+        own.0.ensure(&inner, &Limits::default()).unwrap();
+        own.0.ensure(&outer, &limits).unwrap();
+        let mut child = own.spawn(&inner, "exec sleep 1000");
+        while own.0.pids(&inner).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        own.0.remove(&outer).unwrap();
+        child.wait().unwrap();
+        assert_eq!(own.0.list().unwrap(), [], "with what ran in it");
+    };
+    tokio::task::spawn_blocking(run).await.unwrap();
+}
+
 #[test]
 fn nothing_is_left_when_the_parent_goes() {
     let own = Own::new();
@@ -82,7 +110,7 @@ fn limits_change_in_both_directions_under_use() {
             let limits = Limits { memory_max: Some(mib << 20), swap_max, ..Limits::default() };
             match own.0.ensure(&path, &limits) {
                 Err(Error::Unsupported { .. }) => {} // no swap accounting here
-                other => other.unwrap(),
+                other => assert_eq!(other.unwrap(), None),
             }
             let file = match own.0.version() {
                 Version::V1 => "memory.limit_in_bytes",
@@ -93,6 +121,38 @@ fn limits_change_in_both_directions_under_use() {
         }
     }
     own.0.ensure(&path, &Limits::default()).unwrap();
+}
+
+#[test]
+fn a_limit_below_the_use_kills_nobody_and_is_set_once_it_can_be() {
+    let own = Own::new();
+    let path = own.path("a");
+    let limits = |mib: u64| Limits { memory_max: Some(mib << 20), ..Limits::default() };
+    assert_eq!(own.0.ensure(&path, &limits(64)).unwrap(), None);
+    // Files in memory, which nothing but their removal gives back.
+    let file = Path::new("/dev/shm").join(&own.0.parent.as_str()[1..]);
+    let script = format!("dd if=/dev/zero of={} bs=1M count=24 2>/dev/null && exec sleep 1000", file.display());
+    let mut child = own.spawn(&path, &script);
+    let used = || own.0.stat(&path).unwrap().unwrap().memory_bytes;
+    while used() < 24 << 20 {
+        std::thread::yield_now();
+    }
+    for wanted in [16, 8] {
+        let excess = own.0.ensure(&path, &limits(wanted)).unwrap().expect("more is used");
+        assert_eq!((excess.wanted, excess.in_force), (wanted << 20, Some(64 << 20)));
+        assert!(excess.used >= 24 << 20);
+        assert_eq!(own.0.lower_memory(&path, wanted << 20, None).unwrap().map(|e| e.wanted), Some(wanted << 20));
+    }
+    assert_eq!(child.try_wait().unwrap(), None, "nobody was killed");
+    std::fs::remove_file(&file).unwrap();
+    // Whoever wrote it may have it open yet.
+    while own.0.ensure(&path, &limits(8)).unwrap().is_some() {
+        std::thread::yield_now();
+    }
+    assert_eq!(own.0.lower_memory(&path, 8 << 20, None).unwrap(), None);
+    assert_eq!(own.0.stat(&path).unwrap().unwrap().oom_kills, 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]
@@ -119,7 +179,7 @@ fn cpusets_are_narrowed_and_widened_on_the_kernel() {
     for cpuset in [Some("0".to_owned()), None, Some("0".to_owned())] {
         match own.0.ensure(&outer, &Limits { cpuset, ..Limits::default() }) {
             Err(Error::Unsupported { .. }) => return, // no cpuset controller here
-            other => other.unwrap(),
+            other => assert_eq!(other.unwrap(), None),
         }
     }
 }
@@ -135,7 +195,7 @@ fn io_limits_name_the_whole_disk() {
     match own.0.ensure(&path, &Limits { io: vec![limit], ..Limits::default() }) {
         // No such controller, or its throttling is not built in.
         Err(Error::Unsupported { .. }) => return,
-        other => other.unwrap(),
+        other => assert_eq!(other.unwrap(), None),
     }
     own.0.ensure(&path, &Limits::default()).unwrap();
     let file = match own.0.version() {

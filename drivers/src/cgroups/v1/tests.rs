@@ -1,3 +1,4 @@
+use super::super::CpuShare;
 use super::*;
 
 /// Directories that look like hierarchies, since the kernel makes no files in them.
@@ -33,7 +34,7 @@ fn limits_are_written_as_the_kernel_wants_them_and_lifted() {
     ]);
     let limits = Limits {
         cpu_millis: Some(250),
-        cpu_weight: Some(10_000),
+        cpu_share: Some(CpuShare::Weight(10_000)),
         memory_max: Some(1 << 30),
         memory_low: Some(5),
         swap_max: Some(1 << 20),
@@ -120,7 +121,8 @@ fn use_is_read_from_every_controller() {
 
 #[test]
 fn weights_become_shares_and_lists_become_numbers() {
-    assert_eq!((shares(1), shares(100), shares(10_000), shares(0)), (2, 2597, 262_144, 2));
+    let shares = [1, 100, 10_000, 0].map(|weight| CpuShare::Weight(weight).shares());
+    assert_eq!(shares, [2, 2597, 262_144, 2]);
     assert_eq!(cpu_list("0-2,4\n"), BTreeSet::from([0, 1, 2, 4]));
     assert_eq!(cpu_list("\n"), BTreeSet::new());
 }

@@ -45,10 +45,12 @@ pub(in crate::images) struct Entry {
 
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub(in crate::images) enum Compression {
+    /// As it is.
     None,
+    /// gzip, RFC 1952.
     Gzip,
+    /// Zstandard, RFC 8878.
     Zstd,
 }
 

@@ -19,11 +19,11 @@ use crate::network::{DnsSpec, Names, NetworkSpec, Networks, Protocol, PublishedP
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-fn with_names(name: &str, subnets: &[&str]) -> NetworkSpec {
+pub(crate) fn with_names(name: &str, subnets: &[&str]) -> NetworkSpec {
     NetworkSpec { dns: DnsSpec { enabled: true, upstreams: vec![] }, ..network(name, subnets) }
 }
 
-fn named(name: &str) -> Names {
+pub(crate) fn named(name: &str) -> Names {
     Names { everywhere: vec![format!("{name}.shop"), name.to_owned()], ready: true, ..Names::default() }
 }
 
@@ -67,7 +67,7 @@ fn told(answer: Option<Message>) -> (ResponseCode, Vec<String>) {
 }
 
 /// Asks from the calling thread's namespace.
-fn look_up(server: &str, name: &str, kind: RecordType) -> (ResponseCode, Vec<String>) {
+pub(crate) fn look_up(server: &str, name: &str, kind: RecordType) -> (ResponseCode, Vec<String>) {
     told(exchange(server, &question(name, kind).to_vec().unwrap()))
 }
 

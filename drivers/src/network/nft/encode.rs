@@ -6,14 +6,24 @@
 const SUBSYSTEM: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
-/// `NFPROTO_INET`.
-const INET: u8 = 1;
 const NLA_F_NESTED: u16 = 1 << 15;
 const NLM_F_REQUEST: u16 = 1;
 pub(in crate::network) const NLM_F_ACK: u16 = 4;
 pub(in crate::network) const NLM_F_DUMP: u16 = 0x300;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
 pub(super) const NLM_F_APPEND: u16 = 0x800;
+
+/// The families of tables, by their protocol numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(super) enum Family {
+    /// All of them, in questions.
+    Any = 0,
+    /// IPv4 and IPv6.
+    Inet = 1,
+    /// Frames on bridges.
+    Bridge = 7,
+}
 
 /// Message types of the subsystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,8 +111,8 @@ fn write_message(buffer: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, fam
 }
 
 /// One request outside of a transaction: the `Get` verbs.
-pub(super) fn query(verb: Verb, flags: u16, sequence: u32, attrs: &Attrs) -> Vec<u8> {
-    message(verb.kind(), flags, sequence, INET, attrs)
+pub(super) fn query(family: Family, verb: Verb, flags: u16, sequence: u32, attrs: &Attrs) -> Vec<u8> {
+    message(verb.kind(), flags, sequence, family as u8, attrs)
 }
 
 /// One message to a subsystem of netfilter.
@@ -114,19 +124,22 @@ pub(in crate::network) fn message(kind: u16, flags: u16, sequence: u32, family: 
 
 /// Changes that happen together or not at all.
 #[derive(Debug, Default)]
-pub(super) struct Batch(Vec<(Verb, u16, Attrs)>);
+pub(super) struct Batch(Vec<Change>);
+
+#[derive(Debug)]
+struct Change {
+    family: Family,
+    verb: Verb,
+    flags: u16,
+    attrs: Attrs,
+}
 
 impl Batch {
     /// Appends a change.
-    pub(super) fn push(&mut self, verb: Verb, flags: u16, fill: impl FnOnce(&mut Attrs)) {
+    pub(super) fn push(&mut self, family: Family, verb: Verb, flags: u16, fill: impl FnOnce(&mut Attrs)) {
         let mut attrs = Attrs::default();
         fill(&mut attrs);
-        self.0.push((verb, flags, attrs));
-    }
-
-    /// Whether there is nothing to do.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.push(Change { family, verb, flags, attrs });
     }
 
     /// Messages that [`Batch::encode`] will make.
@@ -136,13 +149,13 @@ impl Batch {
 
     /// The transaction, numbered from `first`. The last change asks for an acknowledgement: refusals come anyhow.
     pub(super) fn encode(&self, first: u32) -> Vec<u8> {
-        let mut buffer = Vec::with_capacity(64 + self.0.iter().map(|(_, _, attrs)| attrs.0.len() + 20).sum::<usize>());
+        let mut buffer = Vec::with_capacity(64 + self.0.iter().map(|change| change.attrs.0.len() + 20).sum::<usize>());
         let mut sequence = first;
         write_message(&mut buffer, NFNL_MSG_BATCH_BEGIN, 0, sequence, 0, SUBSYSTEM, &[]);
-        for (number, (verb, flags, attrs)) in self.0.iter().enumerate() {
+        for (number, Change { family, verb, flags, attrs }) in self.0.iter().enumerate() {
             sequence = sequence.wrapping_add(1);
             let ack = if number + 1 == self.0.len() { NLM_F_ACK } else { 0 };
-            write_message(&mut buffer, verb.kind(), flags | ack, sequence, INET, 0, attrs.as_bytes());
+            write_message(&mut buffer, verb.kind(), flags | ack, sequence, *family as u8, 0, attrs.as_bytes());
         }
         write_message(&mut buffer, NFNL_MSG_BATCH_END, 0, sequence.wrapping_add(1), 0, SUBSYSTEM, &[]);
         buffer
@@ -171,10 +184,10 @@ mod tests {
     #[test]
     fn a_batch_is_framed_and_only_its_last_change_asks_for_an_answer() {
         let mut batch = Batch::default();
-        batch.push(Verb::NewTable, NLM_F_CREATE, |attrs| {
+        batch.push(Family::Inet, Verb::NewTable, NLM_F_CREATE, |attrs| {
             attrs.text(1, "t");
         });
-        batch.push(Verb::DelTable, 0, |attrs| {
+        batch.push(Family::Bridge, Verb::DelTable, 0, |attrs| {
             attrs.text(1, "t");
         });
         let messages = crate::network::netlink::split(&batch.encode(5));
@@ -182,5 +195,6 @@ mod tests {
         assert_eq!(kinds, [16, 0xa00, 0xa02, 17]);
         let flags: Vec<u16> = messages.iter().map(|m| u16::from_ne_bytes([m.bytes[6], m.bytes[7]])).collect();
         assert_eq!(flags, [1, 1 | NLM_F_CREATE, 1 | NLM_F_ACK, 1]);
+        assert_eq!(messages[1..3].iter().map(|m| m.payload()[0]).collect::<Vec<_>>(), [1, 7]);
     }
 }

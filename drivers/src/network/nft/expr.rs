@@ -53,6 +53,18 @@ pub(super) enum Field {
     Destination6,
     /// Destination port, which TCP, UDP and SCTP have at the same place.
     DestinationPort,
+    /// Type of the frame, 0x8100 if it is tagged. Two bytes.
+    FrameType,
+    /// Hardware address that the frame comes from. Six bytes.
+    FrameSource,
+    /// Hardware address that an ARP packet tells.
+    ArpSource,
+    /// IPv4 address that an ARP packet tells it for.
+    ArpAddress,
+    /// Type of an ICMPv6 packet. One byte.
+    IcmpType,
+    /// Address that a neighbour advertisement is about.
+    Advertised,
     /// Bits of `enum ip_conntrack_status`.
     TrackStatus,
     /// Bits of the connection's state.
@@ -98,6 +110,12 @@ impl Field {
             Field::Source6 => payload(1, 8, 16),
             Field::Destination6 => payload(1, 24, 16),
             Field::DestinationPort => payload(2, 2, 2),
+            Field::FrameType => payload(0, 12, 2),
+            Field::FrameSource => payload(0, 6, 6),
+            Field::ArpSource => payload(1, 8, 6),
+            Field::ArpAddress => payload(1, 14, 4),
+            Field::IcmpType => payload(2, 0, 1),
+            Field::Advertised => payload(2, 8, 16),
             Field::TrackState => track(0),
             Field::TrackStatus => track(2),
             Field::SourceType => fib(1),
@@ -108,7 +126,8 @@ impl Field {
     /// Registers of four bytes that it fills.
     fn registers(self) -> u32 {
         match self {
-            Field::InputLink | Field::OutputLink | Field::Source6 | Field::Destination6 => 4,
+            Field::InputLink | Field::OutputLink | Field::Source6 | Field::Destination6 | Field::Advertised => 4,
+            Field::FrameSource | Field::ArpSource => 2,
             _ => 1,
         }
     }

@@ -1,14 +1,14 @@
-//! Reading our table back from the kernel.
+//! Reading our tables back from the kernel.
 
 use super::decode::{Attributes, attributes};
-use super::encode::{Attrs, NLM_F_DUMP, Verb};
-use super::ruleset::{Element, Elements, SETS, TABLE};
+use super::encode::{Attrs, Family, NLM_F_DUMP, Verb};
+use super::ruleset::{Element, Elements, TABLE, sets};
 use super::{Refused, Socket, ask};
 
-/// The kernel's table.
+/// The kernel's tables.
 #[derive(Debug, Default)]
 pub(super) struct Observed {
-    /// Somebody has switched it off, or made it theirs.
+    /// Somebody has switched one off, or made it theirs.
     pub(super) flagged: bool,
     pub(super) chains: Vec<ObservedChain>,
     /// Chain and user data of each rule, in order.
@@ -29,7 +29,7 @@ pub(super) struct ObservedChain {
 
 /// The number that counts every change of the namespace's whole ruleset.
 pub(super) fn generation(socket: &mut Socket) -> Result<u32, Refused> {
-    let answers = ask(socket, Verb::GetGeneration, 0, &Attrs::default())?;
+    let answers = ask(socket, Family::Inet, Verb::GetGeneration, 0, &Attrs::default())?;
     answers.iter().find_map(|answer| attributes(answer.payload()).number(1)).ok_or(Refused {
         errno: libc::EPROTO,
         detail: Some("no generation in the answer".to_owned()),
@@ -44,16 +44,30 @@ fn named(fill: impl FnOnce(&mut Attrs)) -> Attrs {
     attrs
 }
 
-/// The table as it is; `None` without one.
-pub(super) fn table(socket: &mut Socket) -> Result<Option<Observed>, Refused> {
-    let flagged = match ask(socket, Verb::GetTable, 0, &named(|_| {})) {
+/// The tables of these families as they are; `None` if one is missing.
+pub(super) fn tables(socket: &mut Socket, families: &[Family]) -> Result<Option<Observed>, Refused> {
+    let mut observed = Observed::default();
+    for family in families {
+        if !read(socket, *family, &mut observed)? {
+            return Ok(None);
+        }
+    }
+    for set in sets() {
+        observed.elements.entry(set.name).or_default();
+    }
+    Ok(Some(observed))
+}
+
+/// Adds the table of one family. Returns whether there is one.
+fn read(socket: &mut Socket, family: Family, observed: &mut Observed) -> Result<bool, Refused> {
+    let flagged = match ask(socket, family, Verb::GetTable, 0, &named(|_| {})) {
         Ok(answers) => answers.iter().any(|a| attributes(a.payload()).number(2).is_some_and(|flags| flags != 0)),
-        Err(refused) if refused.errno == libc::ENOENT => return Ok(None),
+        Err(refused) if refused.errno == libc::ENOENT => return Ok(false),
         Err(refused) => return Err(refused),
     };
-    let mut observed = Observed { flagged, ..Observed::default() };
+    observed.flagged |= flagged;
     // Older kernels do not filter by table.
-    for answer in ask(socket, Verb::GetChain, NLM_F_DUMP, &named(|_| {}))? {
+    for answer in ask(socket, family, Verb::GetChain, NLM_F_DUMP, &named(|_| {}))? {
         let attrs = attributes(answer.payload());
         if attrs.text(1) == Some(TABLE) {
             let hook = attrs.nested(4);
@@ -64,22 +78,18 @@ pub(super) fn table(socket: &mut Socket) -> Result<Option<Observed>, Refused> {
             });
         }
     }
-    for answer in ask(socket, Verb::GetRule, NLM_F_DUMP, &named(|_| {}))? {
+    for answer in ask(socket, family, Verb::GetRule, NLM_F_DUMP, &named(|_| {}))? {
         let attrs = attributes(answer.payload());
         if attrs.text(1) == Some(TABLE) {
             let comment = attrs.get(7).unwrap_or_default().to_vec();
             observed.rules.push((attrs.text(2).unwrap_or_default().to_owned(), comment));
         }
     }
-    for set in &SETS {
-        match ask(
-            socket,
-            Verb::GetElement,
-            NLM_F_DUMP,
-            &named(|attrs| {
-                attrs.text(2, set.name);
-            }),
-        ) {
+    for set in sets().filter(|set| set.family == family) {
+        let name = named(|attrs| {
+            attrs.text(2, set.name);
+        });
+        match ask(socket, family, Verb::GetElement, NLM_F_DUMP, &name) {
             Ok(answers) => {
                 observed.sets.push(set.name.to_owned());
                 let lists = answers.iter().filter_map(|answer| attributes(answer.payload()).nested(3));
@@ -89,10 +99,7 @@ pub(super) fn table(socket: &mut Socket) -> Result<Option<Observed>, Refused> {
             Err(refused) => return Err(refused),
         }
     }
-    for set in &SETS {
-        observed.elements.entry(set.name).or_default();
-    }
-    Ok(Some(observed))
+    Ok(true)
 }
 
 fn element(bytes: &[u8]) -> Option<Element> {

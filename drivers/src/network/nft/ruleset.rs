@@ -1,4 +1,4 @@
-//! What our table should hold: fixed chains, rules and sets, and elements that follow from networks and ports.
+//! What our tables should hold, the one for IP here and the one for bridges in `guard`: fixed chains, rules and sets, and elements that follow from networks and ports.
 //!
 //! The rules never change. A network is some set elements and a published port is one map element, so their number
 //! costs nothing per packet and a change is one small transaction.
@@ -16,10 +16,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::encode::Family;
 use super::expr::{Expr, Field, Verdict, has_bit, in_set, is, is_masked, masquerade, translate_destination, verdict};
-use crate::network::{NetworkSpec, Protocol, PublishedPort, book, bridge_name, ipam};
+use super::guard;
+use crate::network::book::{self, Place};
+use crate::network::{NetworkSpec, Protocol, PublishedPort, bridge_name, ipam};
 
-/// The name of our table.
+/// The name of our tables.
 pub(in crate::network) const TABLE: &str = "nodelet";
 
 const IPV4: &[u8] = &[2];
@@ -32,13 +35,13 @@ const STATE_KNOWN: u32 = 1 << 1 | 1 << 2;
 const TYPE_LOCAL: [u8; 4] = 2u32.to_ne_bytes();
 
 /// Data types of keys and values as `nft` numbers them, so that it can print our table.
-const T_IPV4: u32 = 7;
-const T_IPV6: u32 = 8;
+pub(super) const T_IPV4: u32 = 7;
+pub(super) const T_IPV6: u32 = 8;
 const T_PROTO: u32 = 12;
 const T_PORT: u32 = 13;
 pub(super) const T_LINK: u32 = 41;
 
-const fn concat(types: &[u32]) -> u32 {
+pub(super) const fn concat(types: &[u32]) -> u32 {
     let (mut value, mut at) = (0, 0);
     while at < types.len() {
         value = value << 6 | types[at];
@@ -50,6 +53,7 @@ const fn concat(types: &[u32]) -> u32 {
 /// A chain; without hook it is jumped to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Chain {
+    pub(super) family: Family,
     pub(super) name: &'static str,
     pub(super) hook: Option<Hook>,
 }
@@ -65,6 +69,7 @@ pub(super) struct Hook {
 /// A set or, with data, a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Set {
+    pub(super) family: Family,
     pub(super) name: &'static str,
     pub(super) key: (u32, u32),
     pub(super) data: Option<(u32, u32)>,
@@ -91,12 +96,12 @@ pub(in crate::network) struct Element {
 pub(in crate::network) type Elements = BTreeMap<&'static str, BTreeSet<Element>>;
 
 const fn hook(name: &'static str, kind: &'static str, number: u32, priority: i32) -> Chain {
-    Chain { name, hook: Some(Hook { kind, number, priority }) }
+    Chain { family: Family::Inet, name, hook: Some(Hook { kind, number, priority }) }
 }
 
-/// Chains, callee first.
-pub(super) const CHAINS: [Chain; 6] = [
-    Chain { name: "ports", hook: None },
+/// Chains for IP, callee first.
+const CHAINS: [Chain; 6] = [
+    Chain { family: Family::Inet, name: "ports", hook: None },
     hook("spoofed", "filter", 0, -300),
     hook("prerouting", "nat", 0, -100),
     hook("output", "nat", 3, -100),
@@ -105,22 +110,22 @@ pub(super) const CHAINS: [Chain; 6] = [
 ];
 
 const fn set(name: &'static str, kind: u32, length: u32) -> Set {
-    Set { name, key: (kind, length), data: None, interval: false }
+    Set { family: Family::Inet, name, key: (kind, length), data: None, interval: false }
 }
 
 const fn subnets(name: &'static str, kind: u32, length: u32) -> Set {
-    Set { name, key: (kind, length), data: None, interval: true }
+    Set { family: Family::Inet, name, key: (kind, length), data: None, interval: true }
 }
 
 const fn map(name: &'static str, key: (u32, u32), data: (u32, u32)) -> Set {
-    Set { name, key, data: Some(data), interval: false }
+    Set { family: Family::Inet, name, key, data: Some(data), interval: false }
 }
 
 const TARGET4: (u32, u32) = (concat(&[T_IPV4, T_PORT]), 8);
 const TARGET6: (u32, u32) = (concat(&[T_IPV6, T_PORT]), 20);
 
-/// Sets and maps.
-pub(super) const SETS: [Set; 14] = [
+/// Sets and maps for IP.
+const SETS: [Set; 14] = [
     set("bridges", T_LINK, 16),
     set("within", concat(&[T_LINK, T_LINK]), 32),
     set("internal", T_LINK, 16),
@@ -137,10 +142,30 @@ pub(super) const SETS: [Set; 14] = [
     map("hostports6", (concat(&[T_IPV6, T_PROTO, T_PORT]), 24), TARGET6),
 ];
 
-/// The rules, in order.
+/// All chains, callee first. Their names are unique.
+pub(super) fn chains() -> impl Iterator<Item = &'static Chain> {
+    CHAINS.iter().chain(&guard::CHAINS)
+}
+
+/// All sets and maps. Their names are unique.
+pub(super) fn sets() -> impl Iterator<Item = &'static Set> {
+    SETS.iter().chain(&guard::SETS)
+}
+
+/// A rule of these parts.
+pub(super) fn rule(chain: &'static str, comment: &'static str, parts: &[Vec<Expr>]) -> Rule {
+    Rule { chain, comment, exprs: parts.concat() }
+}
+
+/// All rules, in order.
 pub(super) fn rules() -> Vec<Rule> {
+    let mut rules = for_ip();
+    rules.extend(guard::rules());
+    rules
+}
+
+fn for_ip() -> Vec<Rule> {
     use Field::*;
-    let rule = |chain, comment, parts: &[Vec<Expr>]| Rule { chain, comment, exprs: parts.concat() };
     let from_ours = || in_set(&[InputLink], "bridges", true);
     let to_ours = || in_set(&[OutputLink], "bridges", true);
     let to_elsewhere = || in_set(&[OutputLink], "bridges", false);
@@ -235,16 +260,17 @@ pub(super) fn rules() -> Vec<Rule> {
     ]
 }
 
-/// The elements that these networks and ports need.
+/// The elements that these networks, their attachments and ports need.
 pub(in crate::network) fn elements<'a>(
     networks: impl Iterator<Item = &'a NetworkSpec>,
+    places: impl Iterator<Item = &'a Place>,
     ports: impl Iterator<Item = &'a PublishedPort>,
 ) -> Elements {
-    let mut elements: Elements = SETS.iter().map(|set| (set.name, BTreeSet::new())).collect();
+    let mut elements: Elements = sets().map(|set| (set.name, BTreeSet::new())).collect();
     let mut add = |set: &'static str, element: Element| {
         elements.entry(set).or_default().insert(element);
     };
-    for network in networks.filter(|network| network.driver.parent().is_none()) {
+    for network in networks.filter(|network| network.driver.has_bridge()) {
         let link = link_key(bridge_name(&network.key).as_str());
         add("bridges", key(link.clone()));
         add("within", key([link.clone(), link.clone()].concat()));
@@ -269,24 +295,24 @@ pub(in crate::network) fn elements<'a>(
             }
         }
     }
-    for port in ports {
-        let (map, element) = port_element(port);
-        add(map, element);
+    for (set, element) in places.flat_map(guard::of_place).chain(ports.map(port_element)) {
+        add(set, element);
     }
     elements
 }
 
-fn key(key: Vec<u8>) -> Element {
+pub(super) fn key(key: Vec<u8>) -> Element {
     Element { key, end: false, data: None }
 }
 
-fn link_key(name: &str) -> Vec<u8> {
+/// A link's name as a key.
+pub(super) fn link_key(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
     bytes.resize(16, 0);
     bytes
 }
 
-fn address_bytes(address: IpAddr) -> Vec<u8> {
+pub(super) fn address_bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),

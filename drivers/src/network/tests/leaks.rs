@@ -4,7 +4,7 @@ use super::world::*;
 use crate::network::{Networks, Protocol, PublishedPort};
 
 /// Everything of the node that we could have left something in.
-fn traces(world: &World) -> Vec<String> {
+pub(super) fn traces(world: &World) -> Vec<String> {
     let mut traces = vec![run("ip", &["-o", "addr"]), run("ip", &["route"]), run("ip", &["-6", "route"])];
     // Counters and times of addresses are no traces.
     traces.push(run("nft", &["list", "ruleset"]));
@@ -13,7 +13,7 @@ fn traces(world: &World) -> Vec<String> {
     traces
 }
 
-fn walk(dir: &std::path::Path) -> Vec<String> {
+pub(super) fn walk(dir: &std::path::Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         found.push(entry.path().display().to_string());

@@ -20,7 +20,19 @@ fn the_table_is_what_nft_would_write() {
             )
             .await
             .unwrap();
-        insta::assert_snapshot!(run("nft", &["list", "ruleset"]));
+        let netns = world.netns("a");
+        let wish = wish("a", "default/n", &netns, &["10.89.0.10", "fd00:89::10"]);
+        networks.attach(&wish).await.unwrap();
+        let rules = run("nft", &["list", "ruleset"]);
+        // Who saves all rules of the node can load them again; what `nft` adds to intervals goes again.
+        let saved = world.run_dir().with_file_name("saved");
+        std::fs::write(&saved, format!("flush ruleset\n{rules}")).unwrap();
+        run("nft", &["-f", saved.to_str().unwrap()]);
+        assert_eq!(run("nft", &["list", "ruleset"]), rules);
+        networks.repair_rules().await.unwrap();
+        assert_eq!(run("nft", &["list", "ruleset"]), rules);
+        assert!(networks.list_networks().await.unwrap()[0].complete);
+        insta::assert_snapshot!(rules);
     });
 }
 

@@ -14,7 +14,8 @@ use crate::ids::{IfName, NetworkKey, SandboxId};
 use crate::network::link::{Links, Request, add_address, create_veth, set_default_route, set_up};
 use crate::network::netns::Netns;
 use crate::network::{
-    AttachSpec, Attachment, DnsSpec, Driver, LinuxNetworks, NetworkSpec, Networks, Protocol, PublishedPort, Subnet,
+    AttachSpec, Attachment, DnsSpec, Driver, LinkWish, LinuxNetworks, NetworkSpec, Networks, Protocol, PublishedPort,
+    Subnet,
 };
 
 /// How long an answer that should come may take: more than a lost first packet costs on a busy machine.
@@ -55,8 +56,11 @@ pub(crate) struct World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for entry in std::fs::read_dir(self.dir.path()).into_iter().flatten().flatten() {
-            let _ = unmount(entry.path(), UnmountFlags::DETACH);
+        // Its own view of what is mounted, the latest first.
+        let mounts = std::fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
+        let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(1));
+        for point in points.filter(|point| Path::new(point).starts_with(self.dir.path())) {
+            let _ = unmount(point, UnmountFlags::DETACH);
         }
     }
 }
@@ -98,13 +102,20 @@ impl World {
         let netns = Netns::open(&path).unwrap();
         let mut links = Links::open().unwrap();
         links.apply(vec![create_veth("uplink", "eth0", netns.fd(), [2, 0, 0, 0, 0, 9], 1500)]).unwrap();
+        without_doubt("uplink");
         address("uplink", &["192.0.2.1/24", "fd00:2::1/64"], &[]);
         inside(&path, || {
+            without_doubt("eth0");
             // It knows the way to every sandbox, so only rules can keep it out.
             address("eth0", &["192.0.2.9/24", "fd00:2::9/64"], &["192.0.2.1", "fd00:2::1"]);
         });
         path
     }
+}
+
+/// A link whose IPv6 addresses are in use at once, as those of a link that has been up for a while.
+fn without_doubt(link: &str) {
+    std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/accept_dad"), "0").unwrap();
 }
 
 /// Gives a link of the calling thread's namespace addresses and default routes, and takes it up.
@@ -128,6 +139,16 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {error}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Says that the kernel lacks what a test is about, so that it is left out; fails where everything has to be tried, as in
+/// the virtual machine of `make vm`.
+pub(crate) fn leave_out(what: &str) {
+    assert!(
+        std::env::var_os("NODELET_NETWORK_MODULES").is_none_or(|wish| wish != "required"),
+        "{what}: not in this kernel"
+    );
+    println!("{what}: left out, this kernel does not have it");
 }
 
 /// Serves TCP and UDP in a namespace: tells every client its name and the client's address.
@@ -212,12 +233,13 @@ pub(crate) fn network(name: &str, subnets: &[&str]) -> NetworkSpec {
         driver: Driver::Bridge,
         subnets: subnets
             .iter()
-            .map(|cidr| Subnet { cidr: cidr.parse().unwrap(), gateway: None, range: None })
+            .map(|cidr| Subnet { cidr: cidr.parse().unwrap(), gateway: None, range: None, exclude: Vec::new() })
             .collect(),
         internal: false,
         isolated: true,
         mtu: None,
         dns: DnsSpec::default(),
+        vlan: None,
     }
 }
 
@@ -230,6 +252,7 @@ pub(crate) fn wish(name: &str, network: &str, netns: &Path, addresses: &[&str]) 
         ifname: IfName::new("eth0").unwrap(),
         addresses: addresses.iter().map(|address| ip(address)).collect(),
         default_route: true,
+        link: LinkWish::default(),
     }
 }
 

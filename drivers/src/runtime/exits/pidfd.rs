@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -16,6 +17,13 @@ pub(in crate::runtime) fn watch(process: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc
     // SAFETY: the descriptor belongs to the `OwnedFd`, which nobody can close or replace while the `Arc` in the
     // returned value lives; `as_raw_fd` gives the same number each time.
     unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }.map_err(Into::into)
+}
+
+/// Waits for the end of a process that others may wait for, too; false if it does not come by then.
+pub(in crate::runtime) async fn ends_within(process: &OwnedFd, time: Duration) -> bool {
+    // A descriptor can be waited for once, so this takes one of its own.
+    let Ok(process) = process.try_clone().and_then(|process| watch(Arc::new(process))) else { return false };
+    tokio::time::timeout(time, process.readable()).await.is_ok()
 }
 
 /// `struct pidfd_info` in its first form; the kernel fills as much as the size in the request says.

@@ -14,7 +14,7 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
     let replaced = |mount: &Mount| wanted.iter().any(|w| mount.destination() == Path::new(&w.destination));
     let mut all = usual(inputs.spec.security.privileged);
     all.retain(|mount| !replaced(mount));
-    let mut own: Vec<Mount> = wanted.iter().map(to_oci).collect();
+    let mut own: Vec<Mount> = wanted.iter().map(|mount| to_oci(mount, inputs.recursive_read_only)).collect();
     // Stable: mounts of equal depth keep their order.
     own.sort_by_key(|mount| mount.destination().components().count());
     all.extend(own);
@@ -48,12 +48,15 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
     mount
 }
 
-fn to_oci(wanted: &Wanted) -> Mount {
+fn to_oci(wanted: &Wanted, recursive_read_only: bool) -> Mount {
     let Wanted { destination, source, read_only, propagation } = wanted;
     let access = if *read_only { "ro" } else { "rw" };
     let propagation = if propagation.is_empty() { "rprivate" } else { propagation };
     match source {
-        MountSource::Bind(path) => mount(destination, "bind", &path.to_string_lossy(), &["rbind", propagation, access]),
+        MountSource::Bind(path) => {
+            let access = if *read_only && recursive_read_only { "rro" } else { access };
+            mount(destination, "bind", &path.to_string_lossy(), &["rbind", propagation, access])
+        }
         MountSource::Tmpfs(size) => {
             let size = size.map(|bytes| format!("size={bytes}"));
             let mut options = vec!["nosuid", "nodev", "mode=1777", access];

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::runtime::accounts::Accounts;
-use crate::runtime::{LogTarget, Mount, MountSource, Namespaces, Security};
+use crate::runtime::{DeviceWish, LogTarget, Mount, MountSource, Namespaces, Security};
 
 fn baseline() -> ContainerSpec {
     ContainerSpec {
@@ -24,16 +24,21 @@ fn baseline() -> ContainerSpec {
             ipc: Namespace::Private,
             uts: Namespace::Host,
             pid: Namespace::Private,
+            user: None,
         },
+        hostname: Some("web".to_owned()),
         mounts: vec![],
         cgroup: "/nodelet/s1/c1".parse().unwrap(),
         limits: Default::default(),
         ulimits: vec![],
+        devices: vec![],
         security: Security::default(),
         sysctls: BTreeMap::new(),
         oom_score_adj: None,
         log: LogTarget::None,
         stop_signal: None,
+        stdin_once: false,
+        anonymous_volumes: None,
     }
 }
 
@@ -50,13 +55,16 @@ fn build_json(spec: &ContainerSpec) -> Result<Value, Error> {
     let identity = Accounts::default().resolve(&spec.security, "").unwrap();
     let inputs = Inputs {
         spec,
+        shared_pid: None,
         image: &image,
         identity: &identity,
         hostname: "host",
         node: &node,
         foreign_architectures: false,
+        recursive_read_only: true,
+        apparmor: None,
         shim: "s1",
-        devices: &[],
+        devices: &given(spec)?,
         profile: None,
     };
     build(&inputs).map(|spec| serde_json::to_value(spec).unwrap())
@@ -78,6 +86,15 @@ fn the_image_gives_defaults() {
         json!([{"type": "mount"}, {"type": "pid"}, {"type": "network", "path": "/run/net"}, {"type": "ipc"}])
     );
     assert!(spec.get("hostname").is_none());
+}
+
+#[test]
+fn a_host_name_is_set_in_an_own_namespace_only() {
+    let mut wanted = baseline();
+    wanted.namespaces.uts = Namespace::Path("/run/uts".into());
+    assert!(build_json(&wanted).unwrap().get("hostname").is_none(), "it is the others' as well");
+    wanted.namespaces.uts = Namespace::Private;
+    assert_eq!(build_json(&wanted).unwrap()["hostname"], "web");
 }
 
 #[test]
@@ -110,6 +127,28 @@ fn privileged_lifts_the_protection() {
 }
 
 #[test]
+fn devices_are_given_under_their_path_and_may_be_opened() {
+    let wish = |path: &str| DeviceWish::File {
+        path: path.to_owned(),
+        container_path: "/dev/sink".to_owned(),
+        permissions: "rw".to_owned(),
+    };
+    let of = |path: &str| build_json(&ContainerSpec { devices: vec![wish(path)], ..baseline() });
+    let spec = of("/dev/null").unwrap();
+    let device = &spec["linux"]["devices"][0];
+    assert_eq!((&device["path"], &device["type"]), (&json!("/dev/sink"), &json!("c")));
+    assert_eq!((&device["major"], &device["minor"]), (&json!(1), &json!(3)));
+    let rules = spec["linux"]["resources"]["devices"].as_array().unwrap();
+    let expected = json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rw"});
+    assert_eq!(rules.last(), Some(&expected));
+    for (path, words) in [("/dev/absent", "devices: /dev/absent: No such"), ("/dev", "devices: /dev: is not a device")]
+    {
+        let error = of(path).unwrap_err().to_string();
+        assert!(error.starts_with(words), "{error}");
+    }
+}
+
+#[test]
 fn mounts_replace_the_usual_ones_and_nest() {
     let bind = |destination: &str| Mount {
         destination: destination.to_owned(),
@@ -125,13 +164,23 @@ fn mounts_replace_the_usual_ones_and_nest() {
         mounts,
         ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/a", "/a/b", "/dev/shm"]
     );
-    assert_eq!(spec["mounts"][6]["options"], json!(["rbind", "rprivate", "ro"]));
+    assert_eq!(spec["mounts"][6]["options"], json!(["rbind", "rprivate", "rro"]));
+}
+
+#[test]
+fn a_scope_is_named_and_has_no_limit_of_systemd() {
+    let cgroup = "/nodelet.slice/nodelet-s1.slice/nodelet-s1-c1.scope".parse().unwrap();
+    let spec = build_json(&ContainerSpec { cgroup, ..baseline() }).unwrap();
+    assert_eq!(spec["linux"]["cgroupsPath"], "nodelet-s1.slice:nodelet:s1-c1");
+    assert_eq!(spec["linux"]["resources"]["pids"]["limit"], -1);
+    assert_eq!(spec["annotations"][NO_INNER_CGROUP], "");
 }
 
 #[test]
 fn what_the_node_cannot_give_is_left_out() {
     let lower = build_json(&ContainerSpec { oom_score_adj: Some(-5), ..baseline() }).unwrap();
     assert!(lower["process"].get("oomScoreAdj").is_none());
+    assert_eq!(build_json(&baseline()).unwrap()["process"]["oomScoreAdj"], 0, "not that of containerd");
     let higher = build_json(&ContainerSpec { oom_score_adj: Some(5), ..baseline() }).unwrap();
     assert_eq!(higher["process"]["oomScoreAdj"], 5);
 }

@@ -173,3 +173,56 @@ fn starting_again_changes_nothing() {
         again.remove(&SandboxId::new("s1").unwrap()).await.unwrap();
     });
 }
+
+#[test]
+fn without_room_nothing_is_left_and_what_containers_have_stays() {
+    run(async |sandboxes| {
+        let limit = |limits: String| {
+            let options = std::ffi::CString::new(limits).unwrap();
+            if is_tmpfs(&sandboxes.run_dir) {
+                rustix::mount::mount_remount(&sandboxes.run_dir, MountFlags::empty(), options.as_c_str()).unwrap();
+            } else {
+                mount("t", &sandboxes.run_dir, "tmpfs", MountFlags::empty(), Some(options.as_c_str())).unwrap();
+            }
+        };
+        let told = |error: &Error| {
+            let chain = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+            chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+        };
+        limit("nr_inodes=1000".to_owned());
+        std::fs::create_dir(sandboxes.run_dir.join("sandboxes")).unwrap();
+        // The first inode is the root's.
+        let mut room = 2;
+        let made = loop {
+            limit(format!("nr_inodes={room}"));
+            match sandboxes.ensure(&spec("s1")).await {
+                Ok(made) => break made,
+                Err(error) => {
+                    let told = told(&error);
+                    assert!(told.contains(&format!("inodes of {room}: No space left")), "{told}");
+                    // Made anew each time, so that it is cut short at another point.
+                    sandboxes.remove(&spec("s1").id).await.unwrap();
+                    assert_eq!(std::fs::read_dir(sandboxes.run_dir.join("sandboxes")).unwrap().count(), 0, "{told}");
+                }
+            }
+            room += 1;
+        };
+        assert!(made.complete && room > 5, "{room}");
+
+        limit("nr_inodes=1000,size=64k".to_owned());
+        let hosts = |count: u8| EtcFiles {
+            hosts: (0..count).map(|n| ([10, 0, 0, n].into(), vec!["a-name-that-is-long".repeat(10)])).collect(),
+            ..EtcFiles::default()
+        };
+        let path = sandboxes.write_etc(&made.spec.id, &hosts(1)).await.unwrap().hosts;
+        let before = std::fs::read_to_string(&path).unwrap();
+        let filler = sandboxes.run_dir.join("filler");
+        let _ = std::fs::write(&filler, vec![0; 64 << 10]);
+        let error = told(&sandboxes.write_etc(&made.spec.id, &hosts(100)).await.unwrap_err());
+        assert!(error.contains("etc/hosts") && error.contains("has 0 B free of 64.0 KiB"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+        std::fs::remove_file(&filler).unwrap();
+        sandboxes.write_etc(&made.spec.id, &hosts(100)).await.unwrap();
+        assert!(std::fs::read_to_string(&path).unwrap().contains("10.0.0.99"));
+    });
+}

@@ -1,6 +1,16 @@
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use rustix::mount::{MountFlags, mount};
+
 use super::super::conformance::{self, ephemeral, files as of_files, local};
 use super::*;
+use crate::sandbox::sandbox_dir;
 use crate::testing::in_mount_namespace;
+use crate::volumes::{Ephemeral, Owner};
+
+mod full;
+mod mounted;
 
 /// Runs an async test on empty directories in a mount namespace of its own.
 fn run<F: Future<Output = ()>>(test: impl FnOnce(LinuxVolumes, PathBuf) -> F + Send + 'static) {
@@ -71,9 +81,9 @@ fn an_interrupted_removal_is_finished_at_the_next_start() {
 #[test]
 fn ephemeral_directories_have_the_modes_and_sizes_of_kubernetes() {
     run(async |volumes, _| {
-        let disk = volumes.ensure_ephemeral(&ephemeral("disk", Ephemeral::Disk)).await.unwrap();
+        let disk = volumes.ensure_ephemeral(&ephemeral("disk", Ephemeral::Disk { size_limit: None })).await.unwrap();
         assert_eq!((mode(&disk), disk.starts_with(&volumes.data_dir)), (0o777, true));
-        for size in [1 << 20, 2 << 20, 5000] {
+        for size in [1_u64 << 20, 2 << 20, 5000] {
             let memory = ephemeral("memory", Ephemeral::Memory { size_limit: Some(size) });
             let path = volumes.ensure_ephemeral(&memory).await.unwrap();
             let stat = rustix::fs::statvfs(&path).unwrap();

@@ -62,6 +62,34 @@ fn one_change_on_a_healthy_workload() {
             &["start main 1 r1 f1", "remove web-1-main-0"],
         ),
         (
+            "second crash, with a longer first delay: waits",
+            |d, o| {
+                d.backoff.delays.first = Duration::from_secs(5);
+                o.containers[0].container.state = exited(1, 4);
+                o.containers[0].failures = 1;
+            },
+            &[],
+        ),
+        (
+            "ninth crash, with a short longest delay",
+            |d, o| {
+                d.backoff.delays.max = Duration::from_secs(4);
+                o.containers[0].container.state = exited(1, 4);
+                o.containers[0].failures = 8;
+            },
+            &["start main 1 r1 f9", "remove web-1-main-0"],
+        ),
+        (
+            "crash after a time that counts as healthy here",
+            |d, o| {
+                d.backoff.reset = Duration::from_secs(20);
+                o.containers[0].container.created_at = SystemTime::from(now()) - Duration::from_secs(20);
+                o.containers[0].container.state = exited(1, 0);
+                o.containers[0].failures = 9;
+            },
+            &["start main 1 r1 f1", "remove web-1-main-0"],
+        ),
+        (
             "the clock went back by years: waits no longer than the delay",
             |_, o| {
                 let later = SystemTime::from(now()) + Duration::from_secs(1_000_000_000);
