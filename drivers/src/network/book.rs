@@ -2,7 +2,7 @@
 //! implementation and the fake keep the same book.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,13 @@ fn local_mac(digest: &[u8; 32]) -> [u8; 6] {
     let mut mac = [0x02, 0, 0, 0, 0, 0];
     mac[1..].copy_from_slice(&digest[..5]);
     mac
+}
+
+/// The link-local address that the kernel makes from a hardware address.
+pub(super) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    let part = |high: u8, low: u8| u16::from_be_bytes([high, low]);
+    Ipv6Addr::new(0xfe80, 0, 0, 0, part(a ^ 2, b), part(c, 0xff), part(0xfe, d), part(e, f))
 }
 
 fn name(prefix: &str, digest: &[u8; 32]) -> IfName {
@@ -369,4 +376,15 @@ pub(super) fn host_ip(port: &PublishedPort) -> IpAddr {
 fn share_address(a: &PublishedPort, b: &PublishedPort) -> bool {
     let (ip_a, ip_b) = (host_ip(a), host_ip(b));
     ip_a.is_ipv4() == ip_b.is_ipv4() && (ip_a == ip_b || ip_a.is_unspecified() || ip_b.is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_local_address_is_made_as_the_kernel_makes_it() {
+        let made = link_local([0x02, 0x42, 0xac, 0x11, 0x00, 0x02]);
+        assert_eq!(made.to_string(), "fe80::42:acff:fe11:2");
+    }
 }

@@ -1,6 +1,8 @@
 //! A network of the bridge driver: the bridge with the node's addresses, its kernel parameters, and its ports.
 
-use super::book::{Place, bridge_mac};
+use ipnet::{IpNet, Ipv6Net};
+
+use super::book::{Place, bridge_mac, link_local};
 use super::events::Role;
 use super::link::{Request, add_address, create_bridge, delete, remove_address, set_bridge, set_hairpin, set_port};
 use super::node::{Node, Snapshot, failed, refused};
@@ -21,6 +23,17 @@ pub(super) fn has_ipv6(spec: &NetworkSpec) -> bool {
     spec.subnets.iter().any(|subnet| subnet.cidr.addr().is_ipv6())
 }
 
+/// The node's addresses on the bridge.
+///
+/// The link-local one is not left to the kernel, which gives it when the first port comes and keeps it in doubt from a
+/// moment to two seconds. Meanwhile it looks for no neighbour of forwarded packets (ndisc_solicit, net/ipv6/ndisc.c): a
+/// published port would not answer.
+fn addresses(spec: &NetworkSpec) -> Vec<IpNet> {
+    let gateways = spec.subnets.iter().map(ipam::gateway_net);
+    let own = has_ipv6(spec).then(|| Ipv6Net::new_assert(link_local(bridge_mac(spec)), 64).into());
+    gateways.chain(own).collect()
+}
+
 /// Whether bridge and addresses are as they should be.
 pub(super) fn is_complete(spec: &NetworkSpec, snapshot: &Snapshot) -> bool {
     if let Some(parent) = spec.driver.parent() {
@@ -32,7 +45,7 @@ pub(super) fn is_complete(spec: &NetworkSpec, snapshot: &Snapshot) -> bool {
     snapshot.links.get(bridge_name(&spec.key).as_str()).is_some_and(|bridge| {
         bridge.up
             && bridge.mtu == mtu(spec)
-            && spec.subnets.iter().all(|s| snapshot.addresses.contains(&(bridge.index, ipam::gateway_net(s))))
+            && addresses(spec).iter().all(|address| snapshot.addresses.contains(&(bridge.index, *address)))
             && super::vxlan::is_complete(spec, bridge, snapshot)
             && super::vlan::is_complete(spec, bridge, snapshot)
     })
@@ -132,12 +145,10 @@ impl Node {
         self.set_bridge_parameters(spec)?;
         let alias = format!("nodelet {}", spec.key);
         let snapshot = self.snapshot()?;
-        let wanted: Vec<_> = spec.subnets.iter().map(ipam::gateway_net).collect();
-        let mut requests = vec![set_bridge(name.as_str(), mtu(spec), &alias, has_ipv6(spec))];
-        for (_, stale) in snapshot
-            .addresses
-            .iter()
-            .filter(|(index, address)| *index == bridge.index && !wanted.contains(address) && !is_link_local(address))
+        let wanted = addresses(spec);
+        let mut requests = vec![set_bridge(name.as_str(), mtu(spec), &alias)];
+        for (_, stale) in
+            snapshot.addresses.iter().filter(|(index, address)| *index == bridge.index && !wanted.contains(address))
         {
             requests.push(remove_address(bridge.index, *stale));
         }
@@ -172,9 +183,7 @@ impl Node {
         let route_localnet = format!("ipv4/conf/{name}/route_localnet");
         sysctl::ensure(&route_localnet, "1").map_err(failed(doing(&route_localnet)))?;
         if has_ipv6(spec) {
-            // While its link-local address is in doubt, for up to two seconds after the first port came, the kernel looks
-            // for no neighbour of forwarded packets (ndisc_solicit, net/ipv6/ndisc.c): a published port would not answer.
-            for (parameter, value) in [("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0")] {
+            for (parameter, value) in [("disable_ipv6", "0"), ("accept_ra", "0")] {
                 let parameter = format!("ipv6/conf/{name}/{parameter}");
                 sysctl::ensure(&parameter, value).map_err(failed(doing(&parameter)))?;
             }
@@ -208,8 +217,4 @@ impl Node {
         let path = self.records.path(Kind::Networks, name.as_str());
         self.records.remove(Kind::Networks, name.as_str()).map_err(failed(format!("removing {}", path.display())))
     }
-}
-
-fn is_link_local(address: &ipnet::IpNet) -> bool {
-    matches!(address.addr(), std::net::IpAddr::V6(v6) if v6.is_unicast_link_local())
 }

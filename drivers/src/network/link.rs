@@ -168,7 +168,7 @@ fn skip_statistics() -> LinkAttribute {
     LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
 
-/// No link-local IPv6 address: less noise, and no traffic that nobody asked for.
+/// No link-local IPv6 address by the kernel: less noise, and no traffic that nobody asked for.
 fn no_link_local() -> LinkAttribute {
     LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])])
 }
@@ -194,12 +194,13 @@ pub(super) fn create_bridge(name: &str, mac: Mac, mtu: u32) -> Request {
 }
 
 /// Sets MTU and text of a link and takes it up.
-pub(super) fn set_bridge(name: &str, mtu: u32, alias: &str, ipv6: bool) -> Request {
-    let mut attributes =
-        vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Mtu(mtu), LinkAttribute::IfAlias(alias.to_owned())];
-    if !ipv6 {
-        attributes.push(no_link_local());
-    }
+pub(super) fn set_bridge(name: &str, mtu: u32, alias: &str) -> Request {
+    let attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::IfAlias(alias.to_owned()),
+        no_link_local(),
+    ];
     Request(Route::SetLink(up(link_message(attributes))), NLM_F_ACK)
 }
 

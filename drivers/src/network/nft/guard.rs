@@ -19,8 +19,7 @@ use super::expr::{Field, Verdict, in_set, is, verdict};
 use super::ruleset::{
     Chain, Element, Hook, Rule, Set, T_IPV4, T_IPV6, T_LINK, address_bytes, concat, key, link_key, rule,
 };
-use crate::network::book::Place;
-use crate::network::link::Mac;
+use crate::network::book::{Place, link_local};
 
 /// `ether_addr` as `nft` numbers it, and what has no type of its own.
 const T_ETHER: u32 = 9;
@@ -119,22 +118,4 @@ pub(super) fn key_notes(set: &Set) -> Option<Vec<u8>> {
         Number(kind, value) => [&[kind, 4][..], &value.to_ne_bytes()].concat(),
     });
     (set.name == ADVERTISED).then(|| bytes.collect())
-}
-
-/// The link-local address that the kernel makes from a hardware address.
-fn link_local(mac: Mac) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac;
-    let part = |high: u8, low: u8| u16::from_be_bytes([high, low]);
-    Ipv6Addr::new(0xfe80, 0, 0, 0, part(a ^ 2, b), part(c, 0xff), part(0xfe, d), part(e, f))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_link_local_address_is_made_as_the_kernel_makes_it() {
-        let made = link_local([0x02, 0x42, 0xac, 0x11, 0x00, 0x02]);
-        assert_eq!(made.to_string(), "fe80::42:acff:fe11:2");
-    }
 }

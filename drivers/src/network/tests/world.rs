@@ -102,27 +102,21 @@ impl World {
         let netns = Netns::open(&path).unwrap();
         let mut links = Links::open().unwrap();
         links.apply(vec![create_veth("uplink", "eth0", netns.fd(), [2, 0, 0, 0, 0, 9], 1500)]).unwrap();
-        without_doubt("uplink");
-        address("uplink", &["192.0.2.1/24", "fd00:2::1/64"], &[]);
+        address("uplink", &["192.0.2.1/24", "fd00:2::1/64", "fe80::1/64"], &[]);
         inside(&path, || {
-            without_doubt("eth0");
             // It knows the way to every sandbox, so only rules can keep it out.
-            address("eth0", &["192.0.2.9/24", "fd00:2::9/64"], &["192.0.2.1", "fd00:2::1"]);
+            address("eth0", &["192.0.2.9/24", "fd00:2::9/64", "fe80::9/64"], &["192.0.2.1", "fd00:2::1"]);
         });
         path
     }
 }
 
-/// A link whose IPv6 addresses are in use at once, as those of a link that has been up for a while.
-fn without_doubt(link: &str) {
-    std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/accept_dad"), "0").unwrap();
-}
-
-/// Gives a link of the calling thread's namespace addresses and default routes, and takes it up.
+/// Gives a link of the calling thread's namespace addresses and default routes, and takes it up. Its IPv6 addresses are
+/// in use at once, as those of a link that has been up for a while.
 fn address(link: &str, addresses: &[&str], gateways: &[&str]) {
     let mut links = Links::open().unwrap();
     let index = links.find(link).unwrap().unwrap().index;
-    let mut requests: Vec<Request> = vec![set_up(index, true)];
+    let mut requests: Vec<Request> = vec![set_up(index, false)];
     requests.extend(addresses.iter().map(|address| add_address(index, address.parse().unwrap())));
     requests.extend(gateways.iter().map(|gateway| set_default_route(index, gateway.parse().unwrap())));
     links.apply(requests).unwrap();
