@@ -58,6 +58,33 @@ fn a_bridge_forwards_ipv6_as_soon_as_it_has_a_port() {
 }
 
 #[test]
+fn the_first_packet_after_an_attachment_is_not_lost() {
+    on_a_node(|world| async move {
+        let networks = world.networks();
+        networks.ensure_network(&network("n", &["10.89.0.0/24", "fd00:89::/64"])).await.unwrap();
+        let gateway = std::net::TcpListener::bind("[::]:7").unwrap();
+        std::thread::spawn(move || gateway.incoming().for_each(drop));
+        for n in 0..20 {
+            let netns = world.netns(&format!("s{n}"));
+            networks.attach(&wish(&format!("s{n}"), "n", &netns, &[])).await.unwrap();
+            for to in ["10.89.0.1:7", "[fd00:89::1]:7"] {
+                inside(&netns, || std::net::TcpStream::connect(to)).unwrap();
+            }
+            assert_eq!(inside(&netns, segments_sent_again), 0, "sandbox {n}");
+        }
+    });
+}
+
+/// `RetransSegs` of RFC 4022, for the calling thread's network namespace.
+fn segments_sent_again() -> u64 {
+    let counters = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut tcp = counters.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (tcp.next().unwrap(), tcp.next().unwrap());
+    let at = names.split(' ').position(|name| name == "RetransSegs").unwrap();
+    values.split(' ').nth(at).unwrap().parse().unwrap()
+}
+
+#[test]
 fn isolation_and_ways_out_change_while_sandboxes_run() {
     on_a_node(|world| async move {
         let outside = world.outside();
