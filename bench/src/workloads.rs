@@ -129,9 +129,7 @@ fn figures(peer: &mut dyn Peer, options: &Options) -> Result<Figures> {
             times.push(timed_up(peer, count, Load::Nothing)?);
             eprintln!("{}: {count} up in {:?}, run {run}", figures.name, times.last());
             if Some(&count) == options.counts.iter().max() && run == options.runs {
-                // What follows a start is not steady yet: a revision is recorded as good ten seconds after it.
-                peer.node().namespaces.run(["sleep", SETTLES])?;
-                figures.loaded = peer.memory()?;
+                figures.loaded = at_rest(peer)?.memory()?;
                 figures.steady = Some(peer.steady(Duration::from_secs(options.steady))?);
             }
             peer.down()?;
@@ -142,7 +140,7 @@ fn figures(peer: &mut dyn Peer, options: &Options) -> Result<Figures> {
     for (load, into) in [(Load::Exec, &mut figures.exec_probes), (Load::Http, &mut figures.http_probes)] {
         if peer.can(load) {
             timed_up(peer, most, load)?;
-            *into = Some(peer.steady(Duration::from_secs(options.steady))?);
+            *into = Some(at_rest(peer)?.steady(Duration::from_secs(options.steady))?);
             eprintln!("{}: probed {load:?}: {into:?}", figures.name);
             peer.down()?;
         }
@@ -158,6 +156,12 @@ fn figures(peer: &mut dyn Peer, options: &Options) -> Result<Figures> {
         peer.down()?;
     }
     Ok(figures)
+}
+
+/// Waits until what follows a start is over: a revision is recorded as good ten seconds after it.
+fn at_rest(peer: &mut dyn Peer) -> Result<&mut dyn Peer> {
+    peer.node().namespaces.run(["sleep", SETTLES])?;
+    Ok(peer)
 }
 
 /// From the command to the first instruction of the last container.

@@ -29,6 +29,8 @@ pub(super) use properties::{Properties, lasting, memory};
 const BOOTED: &str = "/run/systemd/system";
 /// Longer than a scope takes whose processes have been killed.
 const DONE_WITHIN: Duration = Duration::from_secs(30);
+/// How long systemd may take to answer a call, `DBUS_TIMEOUT_USE_DEFAULT` of libdbus.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(25);
 
 /// Whether systemd runs this node, as far as can be seen from here.
 pub fn is_running() -> bool {
@@ -182,7 +184,7 @@ impl Units {
     }
 
     async fn connect(&self) -> zbus::Result<Connection> {
-        let connection = Connection::system().await?;
+        let connection = zbus::connection::Builder::system()?.method_timeout(ANSWERS_WITHIN).build().await?;
         manager(&connection).await?.subscribe().await.or_else(|error| match is(&error, "AlreadySubscribed") {
             true => Ok(()),
             false => Err(error),
@@ -196,9 +198,10 @@ async fn manager(connection: &Connection) -> zbus::Result<ManagerProxy<'static>>
     ManagerProxy::builder(connection).cache_properties(zbus::proxy::CacheProperties::No).build().await
 }
 
-/// A connection that is of no use any more, as after the bus was started anew.
+/// A connection that is of no use any more, as after the bus was started anew. One on which an answer takes too long is
+/// none: a new one would be answered no sooner.
 fn is_broken(error: &zbus::Error) -> bool {
-    matches!(error, zbus::Error::InputOutput(_))
+    matches!(error, zbus::Error::InputOutput(error) if error.kind() != std::io::ErrorKind::TimedOut)
 }
 
 /// Whether systemd answered with this error of its own.
