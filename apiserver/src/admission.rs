@@ -233,7 +233,7 @@ pub(crate) fn for_update(
     keep_metadata(live, object);
     resource.schema.apply_defaults(object);
     expand_string_data(resource, object);
-    if resource.has_generation && part == Part::Main && significant(resource, live) != significant(resource, object) {
+    if resource.has_generation && part == Part::Main && !is_same_but_status(resource, live, object) {
         let generation = live["metadata"]["generation"].as_i64().unwrap_or(0);
         object["metadata"]["generation"] = json!(generation + 1);
     }
@@ -318,14 +318,15 @@ fn keep_metadata(live: &Value, object: &mut Value) {
     }
 }
 
-/// The part of an object whose change is a new generation.
-fn significant<'a>(resource: &Resource, object: &'a Value) -> Map<String, Value> {
-    let all: Option<&'a Map<String, Value>> = object.as_object();
-    all.into_iter()
-        .flatten()
-        .filter(|(field, _)| *field != "metadata" && (*field != "status" || !resource.has_status))
-        .map(|(field, value)| (field.clone(), value.clone()))
-        .collect()
+/// Whether all is equal but metadata and status, of which no change is a new generation.
+fn is_same_but_status(resource: &Resource, one: &Value, other: &Value) -> bool {
+    fn rest<'a>(resource: &Resource, object: &'a Value) -> impl Iterator<Item = (&'a String, &'a Value)> {
+        let has_status = resource.has_status;
+        let all = object.as_object().into_iter().flatten();
+        all.filter(move |(field, _)| *field != "metadata" && (*field != "status" || !has_status))
+    }
+    rest(resource, one).count() == rest(resource, other).count()
+        && rest(resource, one).all(|(field, value)| other.get(field) == Some(value))
 }
 
 /// A Secret's `stringData` is a way of writing `data`.
@@ -402,7 +403,8 @@ fn violations(inner: &Inner, resource: &Resource, object: &Value, old: Option<&V
                     .into(),
             });
         } else {
-            cel::validate(resource, rules, object, old, &mut errors);
+            let same_but_status = old.is_some_and(|old| is_same_but_status(resource, old, object));
+            cel::validate(resource, rules, object, old, same_but_status, &mut errors);
         }
     }
     for validator in &inner.options.validators {

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::fmt;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::core::cel::{CompiledSchema, compile_schema};
 use serde_json::{Value, json};
 
+use crate::cel::Rules;
 use crate::schema::Schema;
 use crate::{core_kinds, pods};
 
@@ -111,7 +111,7 @@ pub(crate) struct Resource {
     pub(crate) schema: Schema,
     /// The same as OpenAPI JSON, for documents.
     pub(crate) document: SchemaText,
-    pub(crate) rules: Option<CompiledSchema>,
+    pub(crate) rules: Option<Rules>,
     pub(crate) columns: Vec<Column>,
     /// Selectable fields beyond the metadata, as JSONPath (`.spec.nodeName`).
     pub(crate) selectable: Vec<String>,
@@ -270,10 +270,8 @@ fn custom(definition: &CustomResourceDefinition) -> Result<Vec<Resource>, Defini
     for version in spec.versions.iter().filter(|v| v.served) {
         let schema = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
         let Some(json) = schema.and_then(|s| serde_json::to_value(s).ok()) else { continue };
-        let rules = compile_schema(&json);
-        if let Some(error) = rules.compilation_errors().first() {
-            return Err(DefinitionError::Rules { name: crd_name, detail: error.to_string() });
-        }
+        let rules =
+            Rules::compile(&json).map_err(|detail| DefinitionError::Rules { name: crd_name.clone(), detail })?;
         let (schema, document) =
             core_kinds::compile(json).map_err(|source| DefinitionError::Pattern { name: crd_name.clone(), source })?;
         let mut columns = vec![Column::new("Name", "string", ".metadata.name", 0)];
