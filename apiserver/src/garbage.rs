@@ -103,8 +103,7 @@ fn settle(inner: &Inner, table: usize, object: &Stored) {
         if inner.registry.get(table).class == Class::Namespace {
             empty(inner, &object.key.name);
         } else {
-            let value = object.value();
-            let finalizers = value["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+            let finalizers = object.finalizers();
             if finalizers.iter().any(|f| f == ORPHAN) {
                 orphan_dependents(inner, &object.uid);
                 release(inner, table, &object.key, ORPHAN);
@@ -171,6 +170,9 @@ fn owner_gone(inner: &Inner, uid: &str) {
 /// Deletes an object all of whose owners are gone; of several owners, those that are gone are struck out. Owners of
 /// kinds that are not served here are never taken for gone.
 fn collect_if_ownerless(inner: &Inner, table: usize, object: &Stored) {
+    if object.owners.iter().all(|uid| inner.store.read().by_uid(uid).is_some()) {
+        return;
+    }
     let value = object.value();
     let owners = value["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
     let is_gone = |owner: &Value| {

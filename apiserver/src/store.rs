@@ -114,6 +114,12 @@ impl Stored {
         })
     }
 
+    /// Who has to let go of the object before it goes, read without the rest.
+    pub(crate) fn finalizers(&self) -> Vec<String> {
+        let head = serde_json::from_slice::<Held>(&self.json);
+        head.map(|held| held.metadata.finalizers).unwrap_or_default()
+    }
+
     /// The object, parsed.
     pub(crate) fn value(&self) -> Value {
         serde_json::from_slice(&self.json).unwrap_or(Value::Null)
@@ -144,6 +150,18 @@ struct Metadata<'a> {
 struct Owner<'a> {
     #[serde(borrow)]
     uid: Cow<'a, str>,
+}
+
+/// What keeps an object.
+#[derive(Deserialize)]
+struct Held {
+    metadata: Finalizers,
+}
+
+#[derive(Deserialize)]
+struct Finalizers {
+    #[serde(default)]
+    finalizers: Vec<String>,
 }
 
 /// What a write expects to find.

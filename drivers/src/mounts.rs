@@ -72,6 +72,10 @@ pub(crate) fn unmount_all(path: &Path) -> io::Result<()> {
 
 /// Unmounts everything at and below `path` and deletes it with all it holds, see [`delete_tree`].
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    // On what is not there nothing is mounted, and reading the table takes its time where there are many.
+    if matches!(std::fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
     unmount_all(path)?;
     delete_tree(path)
 }
