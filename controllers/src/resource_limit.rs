@@ -8,7 +8,7 @@ use nodelet_crds::common::{condition_type, find_condition, now, set_condition};
 use nodelet_crds::node_state::{NodeResourceLimit, PartPhase};
 use nodelet_crds::resource_limit::{ResourceLimit, ResourceUsage};
 use nodelet_crds::{labels, reasons};
-use nodelet_drivers::cgroups::{self, Excess, Limits, Version};
+use nodelet_drivers::cgroups::{self, Budgets, Cgroups, Excess, Limits, Version};
 use nodelet_drivers::ids::CgroupPath;
 
 use crate::context::{Context, chain, find, set_finalizer};
@@ -17,6 +17,7 @@ use crate::invalid::Invalid;
 
 pub mod desired;
 mod low;
+pub mod realtime;
 
 pub use low::keep_parent;
 
@@ -42,6 +43,7 @@ impl Reconciler for ResourceLimits {
     fn reason(error: &Error) -> &'static str {
         match error {
             Error::Cgroup(cgroups::Error::Unsupported { .. }) => reasons::CONTROLLER_MISSING,
+            Error::Cgroup(cgroups::Error::NoRealtime { .. }) => reasons::INSUFFICIENT_RESOURCES,
             Error::Cgroup(_) => reasons::CGROUP_FAILED,
             Error::Api(_) => reasons::RECONCILE_ERROR,
         }
@@ -98,7 +100,8 @@ async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Err
             return Ok(Outcome::Again(std::time::Duration::from_secs(2)));
         }
         let cgroups = ctx.drivers.cgroups.clone();
-        let removed = crate::blocking(move || remove_if_empty(&*cgroups, &path)).await?;
+        let declared = realtime::budgets(ctx).await;
+        let removed = crate::blocking(move || remove_if_empty(&*cgroups, &path, &declared)).await?;
         if !removed {
             // A workload that was moved elsewhere is still on its way out.
             let message = "deleted when no process is left in it".to_owned();
@@ -115,8 +118,12 @@ async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Err
     }
     let cgroups = ctx.drivers.cgroups.clone();
     let at = path.clone();
+    let mut declared = realtime::budgets(ctx).await;
+    declared.remove(&at);
+    declared.extend(realtime::declared(object).map(|budget| (at.clone(), budget)));
     let (excess, stat) = crate::blocking(move || {
         let excess = cgroups.ensure(&at, &limits)?;
+        cgroups.divide_realtime(&at, 0, &declared)?;
         cgroups.stat(&at).map(|stat| (excess, stat.unwrap_or_default()))
     })
     .await?;
@@ -165,11 +172,17 @@ fn memory_low(ctx: &Context, object: &ResourceLimit) -> Option<u64> {
 }
 
 /// Removing a cgroup kills what is in it; here nothing may be.
-fn remove_if_empty(cgroups: &dyn cgroups::Cgroups, path: &CgroupPath) -> Result<bool, cgroups::Error> {
+fn remove_if_empty(cgroups: &dyn Cgroups, path: &CgroupPath, declared: &Budgets) -> Result<bool, cgroups::Error> {
     if !cgroups.pids(path)?.is_empty() {
         return Ok(false);
     }
-    cgroups.remove(path).map(|()| true)
+    remove(cgroups, path, declared).map(|()| true)
+}
+
+/// Removes a cgroup of a ResourceLimit or of a Workload; what it had of its own is free again above.
+pub fn remove(cgroups: &dyn Cgroups, path: &CgroupPath, declared: &Budgets) -> Result<(), cgroups::Error> {
+    cgroups.remove(path)?;
+    path.above().map_or(Ok(()), |above| cgroups.divide_realtime(&above, 0, declared))
 }
 
 /// Where the cgroup of a ResourceLimit is, following its parents.

@@ -207,6 +207,11 @@ async fn reserve(ctx: &Context) {
         Ok(Some(excess)) => tracing::warn!("systemReserved.memory is not kept: {excess}"),
         Err(error) => tracing::warn!("systemReserved.memory is not kept: {}", chain(&error)),
     }
+    // No container is being made yet.
+    let cgroups = ctx.drivers.cgroups.clone();
+    if let Err(error) = crate::blocking(move || cgroups.return_realtime()).await {
+        tracing::warn!("time of real-time processes is not returned: {}", chain(&error));
+    }
 }
 
 /// Keeps the container cache current and wakes the owners of what changed.

@@ -73,6 +73,36 @@ pub struct CpuLimit {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256), regex(pattern = "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$"))]
     pub cpus: Option<String>,
+    /// Time that the real-time processes of all members may be given together; without it, as much as they need. Needs
+    /// cgroup version 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime: Option<Realtime>,
+}
+
+/// Time of processes in the scheduling classes SCHED_FIFO and SCHED_RR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = (
+        "self.runtimeMicroseconds <= self.periodMicroseconds",
+        "runtimeMicroseconds must not be above periodMicroseconds"
+    )
+)]
+pub struct Realtime {
+    /// How much of each period they may run, in microseconds.
+    #[schemars(range(min = 1, max = 1000000))]
+    pub runtime_microseconds: u32,
+    /// Length of a period, in microseconds.
+    #[serde(default = "Realtime::usual_period")]
+    #[schemars(range(min = 100, max = 1000000))]
+    pub period_microseconds: u32,
+}
+
+impl Realtime {
+    /// The kernel's default: a second.
+    fn usual_period() -> u32 {
+        1_000_000
+    }
 }
 
 /// Limits of memory, in bytes.

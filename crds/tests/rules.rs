@@ -92,6 +92,11 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("Network", "{subnets: [{cidr: 10.0.0.0/24, range: 10.0.0.9-10.0.1.9}]}", "range must be two addresses"),
     ("ResourceLimit", "{parent: it}", "a ResourceLimit cannot be its own parent"),
     ("ResourceLimit", "{memory: {max: 512Mi, high: 1Gi}}", "memory.high must not be above"),
+    (
+        "ResourceLimit",
+        "{cpu: {realtime: {runtimeMicroseconds: 5001, periodMicroseconds: 5000}}}",
+        "runtimeMicroseconds must not be above periodMicroseconds",
+    ),
     ("ResourceLimit", "{memory: {max: 1024, low: 1Ki}}", ""),
     ("ResourceLimit", "{memory: {max: 1023, low: 1Ki}}", "memory.low must not be above"),
     ("ResourceLimit", "{io: [{device: /dev/vda}]}", "name at least one limit"),

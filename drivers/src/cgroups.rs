@@ -22,6 +22,7 @@ pub mod fake;
 mod files;
 pub mod linux;
 mod names;
+mod realtime;
 mod remove;
 pub mod systemd;
 mod v1;
@@ -29,6 +30,7 @@ mod v2;
 
 pub use excess::Excess;
 pub use names::Driver;
+pub use realtime::{Budgets, Realtime};
 
 /// What went wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,22 @@ pub enum Error {
         limit: &'static str,
         /// "the memory controller", "cgroup version 2".
         needs: &'static str,
+    },
+    /// There is too little time for real-time processes, in microseconds of a second.
+    #[error(
+        "cgroup {path} has {has} microseconds of a second for real-time processes, of which others have {taken}, and \
+         {wanted} are needed: lower this or theirs, or raise {}",
+        realtime::source(path)
+    )]
+    NoRealtime {
+        /// The cgroup that has too little.
+        path: String,
+        /// What it has.
+        has: u64,
+        /// What others below it have of that.
+        taken: u64,
+        /// What is needed.
+        wanted: u64,
     },
     /// systemd did not do what it was asked for.
     #[error("cgroup {path}: {doing}")]
@@ -84,6 +102,10 @@ pub struct Limits {
     /// Share of CPU under contention.
     #[serde(default)]
     pub cpu_share: Option<CpuShare>,
+    /// Time of real-time processes (v1 only); without it there is none. Of a cgroup with others below it,
+    /// [`Cgroups::divide_realtime`] sets it.
+    #[serde(default)]
+    pub realtime: Option<Realtime>,
     /// CPUs it may use, in list format: `0-1,3`.
     pub cpuset: Option<String>,
     /// Memory in bytes above which it is killed.
@@ -179,6 +201,21 @@ pub trait Cgroups: Send + Sync {
     /// Brings the memory limit of a cgroup that exists down to `max`, in the same way, and leaves all else as it is but
     /// `memory.high`, which in version 2 becomes `high`. Nothing is done where the limit is not below what is in force.
     fn lower_memory(&self, path: &CgroupPath, max: u64, high: Option<u64>) -> Result<Option<Excess>, Error>;
+
+    /// Gives `path`, a cgroup with others below it, the time of real-time processes that is declared for it, or what those
+    /// below it have, at least `least` microseconds of a second. Those above have what they need for that and no more,
+    /// unless theirs is declared. May be called again; nothing is done where the kernel does not divide this time.
+    ///
+    /// # Errors
+    /// [`Error::NoRealtime`] if there is too little above, or too little is declared for those below.
+    fn divide_realtime(&self, path: &CgroupPath, least: u64, declared: &Budgets) -> Result<(), Error>;
+
+    /// Takes the time of real-time processes that no container has back from sandboxes and from our parent: what an agent
+    /// left that was killed. ResourceLimits follow by [`Cgroups::divide_realtime`]. Only while no container is being made.
+    ///
+    /// # Errors
+    /// Files cannot be read or written.
+    fn return_realtime(&self) -> Result<(), Error>;
 
     /// Removes it and all below it; processes in it are killed first (`cgroup.kill`, or one by one in v1). Absence
     /// is success.

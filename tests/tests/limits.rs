@@ -11,7 +11,11 @@ use nodelet_tests::wait::until;
 use serde_json::{Value, json};
 
 nodelet_tests::on_each_containerd!(limits_hold);
-nodelet_tests::on_containerd!(limits_change_under_running_containers, three_never_pass_their_sum);
+nodelet_tests::on_containerd!(
+    limits_change_under_running_containers,
+    three_never_pass_their_sum,
+    realtime_is_divided_and_returned
+);
 
 const MIB: u64 = 1 << 20;
 
@@ -270,4 +274,128 @@ fn three_never_pass_their_sum(node: &mut Node) -> Result<()> {
     let most = files.read("memory", 2, "memory.max_usage_in_bytes", "memory.current")?.parse::<u64>()?;
     ensure!(most <= 48 * MIB && (most > 44 * MIB || !files.is_v1()), "{most} bytes of memory");
     Ok(())
+}
+
+/// A Workload under `tenants` whose processes may become real-time processes, and have this time then.
+fn realtime_workload(name: &str, realtime: &Value) -> String {
+    let mut object: Value = serde_json::from_str(&workload(name, &json!({}))).expect("just made");
+    let container = &mut object["spec"]["containers"][0];
+    container["image"] = json!("localhost:5000/test/realtime:1");
+    container["securityContext"] = json!({"capabilities": {"add": ["SYS_NICE"]}});
+    if !realtime.is_null() {
+        container["resources"] = json!({"realtime": realtime});
+    }
+    object.to_string()
+}
+
+fn realtime_limit(runtime: u32) -> String {
+    json!({
+        "apiVersion": "nodelet.dev/v1alpha1", "kind": "ResourceLimit", "metadata": {"name": "tenants"},
+        "spec": {"cpu": {"realtime": {"runtimeMicroseconds": runtime}}},
+    })
+    .to_string()
+}
+
+/// A real-time process that wants all of a CPU gets what its cgroup may have, and a period more at most.
+fn realtime_is_held(files: &CgroupFiles, part: f64) -> Result<()> {
+    let used = || -> Result<f64> { Ok(files.read("cpuacct", 0, "cpuacct.usage", "")?.parse::<f64>()? / 1e9) };
+    let (begin, before) = (Instant::now(), used()?);
+    let after = until(PATIENCE, "some CPU time", || Ok(Some(used()?).filter(|now| now - before >= 0.4)))?;
+    let elapsed = begin.elapsed().as_secs_f64();
+    let rate = (after - before) / elapsed;
+    let piece = part * 0.2 / elapsed;
+    ensure!(rate <= part * 1.05 + piece, "{rate} CPUs where {part} are allowed");
+    ensure!(rate >= part * 0.5, "{rate} CPUs where {part} are kept");
+    Ok(())
+}
+
+fn realtime_is_divided_and_returned(node: &mut Node) -> Result<()> {
+    let before = node.inventory()?;
+    let part = |runtime: u32| json!({"runtimeMicroseconds": runtime, "periodMicroseconds": 200_000});
+    let top = std::path::Path::new("/sys/fs/cgroup/cpu").join(node.cgroup_parent().trim_start_matches('/'));
+    if !std::path::Path::new("/sys/fs/cgroup/cpu/cpu.rt_runtime_us").exists() {
+        let alone = realtime_workload("steady", &part(20_000)).replace(r#""resourceLimit":"tenants","#, "");
+        node.apply(&alone)?;
+        node.until_workload("steady", "refused", |steady| {
+            let message = api::condition(steady, "Ready").map(|ready| ready["message"].to_string());
+            message.is_some_and(|text| text.contains("resources.realtime: needs cgroup version 1"))
+        })?;
+        return Ok(());
+    }
+    node.apply(&realtime_limit(200_000))?;
+    let idle = r#"["sleep","2147483647"]"#;
+    let command =
+        r#"["sh","-c","chrt -f 1 sh -c 'echo $$$$ >/tmp/busy; while :; do :; done' & exec sleep 2147483647"]"#;
+    let busy = |name: &str, runtime: u32| realtime_workload(name, &part(runtime)).replace(idle, command);
+    node.apply(&busy("steady", 20_000))?;
+    node.until_ready("steady")?;
+    let pid = node.pid("steady")?;
+    let files = node.cgroup_files(pid)?;
+    let has = |above: usize| files.read("cpu", above, "cpu.rt_runtime_us", "");
+    ensure!([has(0)?, has(1)?, has(2)?, has(3)?] == ["20000", "100000", "200000", "200000"]);
+    realtime_is_held(&files, 0.1)?;
+
+    // Who has no time cannot become a real-time process.
+    node.apply(&realtime_workload("none", &Value::Null))?;
+    node.until_ready("none")?;
+    let refused = node.nodelet(&["exec", "none", "--", "chrt", "-f", "1", "true"]).expect_err("without time");
+    ensure!(format!("{refused:?}").contains("Operation not permitted"), "{refused:?}");
+
+    // Two members together pass no more than their ResourceLimit has.
+    node.apply(&busy("other", 24_000))?;
+    let other = node.until_workload("other", "refused", |other| {
+        api::condition(other, "Ready").is_some_and(|ready| ready["reason"] == "InsufficientResources")
+    })?;
+    let message = api::condition(&other, "Ready").context("the condition")?["message"].to_string();
+    let numbers = "has 200000 microseconds of a second for real-time processes, of which others have 100000, and 120000 are needed";
+    ensure!(message.contains(numbers) && message.contains("resources.realtime"), "{message}");
+    node.apply(&busy("other", 20_000))?;
+    node.until_ready("other")?;
+    realtime_is_held(&node.cgroup_files(node.pid("other")?)?, 0.1)?;
+
+    // So does what runs, which waits; and it gets more in place.
+    node.apply(&busy("steady", 40_000))?;
+    let steady = node.until_workload("steady", "waiting", |steady| holds(steady, "ResizePending", "Deferred"))?;
+    ensure!(api::ready(&steady) && resources(&steady)["realtime"] == part(20_000), "{}", steady["status"]);
+    node.apply(&realtime_limit(300_000))?;
+    let wanted = part(40_000);
+    node.until_workload("steady", "changed in place", |steady| {
+        resources(steady)["realtime"] == wanted && api::condition(steady, "ResizePending").is_none()
+    })?;
+    ensure!([has(0)?, has(1)?, has(2)?, has(3)?] == ["40000", "200000", "300000", "300000"]);
+    realtime_is_held(&files, 0.2)?;
+    // Also by agents of which one after the other dies between two effects.
+    for (runtime, expected) in [(10_000, ["10000", "50000"]), (35_000, ["35000", "175000"])] {
+        let is_done = |_: &Node| [0, 1].map(|above| has(above).unwrap_or_default()) == expected;
+        let kills = node.killed_between_effects(1, true, |node| node.apply(&busy("steady", runtime)), is_done)?;
+        ensure!(kills > 0, "nobody was killed");
+        // The last of them may still be dying.
+        until(PATIENCE, "an agent that says so", || {
+            node.revive_agent()?;
+            let steady = node.object("workloads", "steady").ok().flatten();
+            Ok(steady.filter(|steady| resources(steady)["realtime"] == part(runtime)))
+        })?;
+        ensure!([has(2)?, has(3)?] == ["300000", "300000"] && node.pid("steady")? == pid);
+    }
+
+    // Real-time processes keep their time while they run.
+    node.apply(&realtime_workload("steady", &Value::Null).replace(idle, command))?;
+    let steady =
+        node.until_workload("steady", "keeping its time", |steady| holds(steady, "ResizeInProgress", "Error"))?;
+    let message = api::condition(&steady, "ResizeInProgress").context("the condition")?["message"].to_string();
+    ensure!(message.contains("real-time processes, which have to end or change their class first"), "{message}");
+    node.nodelet(&["exec", "steady", "--", "sh", "-c", "kill -9 $(cat /tmp/busy)"])?;
+    until(PATIENCE, "what it has no more", || Ok((has(0)? == "0" && has(1)? == "0").then_some(())))?;
+    ensure!(node.pid("steady")? == pid && has(2)? == "300000", "it was started anew");
+
+    for name in ["steady", "other", "none"] {
+        node.nodelet(&["delete", "workload", name])?;
+        node.until_gone("workloads", name)?;
+    }
+    node.nodelet(&["delete", "resourcelimit", "tenants"])?;
+    node.until_gone("resourcelimits", "tenants")?;
+    until(PATIENCE, "all of it returned", || {
+        Ok((fs::read_to_string(top.join("cpu.rt_runtime_us"))?.trim() == "0").then_some(()))
+    })?;
+    node.until_clean(&before)
 }

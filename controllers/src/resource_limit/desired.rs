@@ -19,6 +19,7 @@ pub fn limits(spec: &ResourceLimitSpec) -> Result<Limits, Invalid> {
         }
         limits.cpu_share = cpu.weight.map(|weight| CpuShare::Weight(weight.into()));
         limits.cpuset.clone_from(&cpu.cpus);
+        limits.realtime = cpu.realtime.map(super::realtime::of);
     }
     if let Some(memory) = &spec.memory {
         limits.memory_max = bytes("spec.memory.max", &memory.max)?;

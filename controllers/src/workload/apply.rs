@@ -11,7 +11,7 @@ use std::time::Duration;
 use kube::runtime::events::EventType;
 use nodelet_crds::workload::Workload;
 use nodelet_crds::{labels, reasons};
-use nodelet_drivers::cgroups::{self, Cgroups, Limits};
+use nodelet_drivers::cgroups::{self, Budgets, Cgroups, Limits};
 use nodelet_drivers::failpoint::passed;
 use nodelet_drivers::ids::{ContainerId, IfName, NetworkKey, SandboxId};
 use nodelet_drivers::network::{self, AttachSpec, Attachment};
@@ -23,6 +23,7 @@ use super::hooks;
 use super::model::{Desired, VolumeWish};
 use super::plan::{DRAIN, Plan, Step, Why, published_ports};
 use crate::context::{Context, chain};
+use crate::resource_limit;
 
 /// A step failed. The message says which; the cause is the driver's.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,9 @@ pub enum Error {
     /// The workload's cgroup could not be made or removed.
     #[error("making the cgroup")]
     Cgroup(#[source] nodelet_drivers::cgroups::Error),
+    /// The time of its real-time processes could not be divided.
+    #[error("resources.realtime")]
+    Realtime(#[source] nodelet_drivers::cgroups::Error),
     /// A name derived from the workload is not usable.
     #[error("deriving a name")]
     Name(#[from] nodelet_drivers::ids::InvalidId),
@@ -96,7 +100,8 @@ impl Error {
             Self::Runtime { source: runtime::Error::Unavailable { .. }, .. } => reasons::CONTAINERD_UNAVAILABLE,
             Self::Runtime { source: runtime::Error::Invalid { .. }, .. } => reasons::INVALID_SPEC,
             Self::Runtime { .. } => reasons::RUN_CONTAINER_ERROR,
-            Self::Sandbox(_) | Self::Cgroup(_) | Self::Name(_) => reasons::SANDBOX_FAILED,
+            Self::Realtime(cgroups::Error::NoRealtime { .. }) => reasons::INSUFFICIENT_RESOURCES,
+            Self::Sandbox(_) | Self::Cgroup(_) | Self::Realtime(_) | Self::Name(_) => reasons::SANDBOX_FAILED,
             Self::Network { source: network::Error::PortTaken { .. }, .. } => reasons::PORT_CONFLICT,
             Self::Network { source: network::Error::Exhausted { .. }, .. } => reasons::ADDRESS_UNAVAILABLE,
             Self::Network { .. } => reasons::NETWORK_FAILED,
@@ -184,6 +189,12 @@ impl Applier<'_> {
         let doing = "changing the limits of";
         let (resizes, name) = (&self.ctx.resizes, self.container_name(id));
         let mut result = Ok(());
+        if let Err(error) = self.divide_realtime().await {
+            let message = format!("container {name}: {}", chain(&error));
+            let is_short = error.reason() == reasons::INSUFFICIENT_RESOURCES;
+            resizes.retry(id, limits, if is_short { reasons::DEFERRED } else { reasons::ERROR }, message);
+            return Ok(());
+        }
         match self.ctx.drivers.runtime.update_limits(id, limits).await {
             Ok(None) => {
                 resizes.forget(id);
@@ -203,6 +214,10 @@ impl Applier<'_> {
                 resizes.retry(id, limits, reasons::ERROR, message);
             }
             Err(error) => result = Err(error),
+        }
+        // What it has no more is free above, too.
+        if let Err(error) = self.divide_realtime().await {
+            tracing::warn!(container = %id, "{}", chain(&error));
         }
         self.on_container(id, doing, async { result }).await
     }
@@ -288,6 +303,13 @@ impl Applier<'_> {
         crate::blocking(move || cgroups.ensure(&path, &Limits::default())).await.map_err(Error::Cgroup)?;
         passed("making the cgroup of a workload");
         Ok(())
+    }
+
+    /// Gives the cgroup of the workload the time that is declared for real-time processes of its containers.
+    async fn divide_realtime(&self) -> Result<(), Error> {
+        let (cgroups, path) = (self.ctx.drivers.cgroups.clone(), self.desired.cgroup.clone());
+        let (least, declared) = (self.desired.realtime(), resource_limit::realtime::budgets(self.ctx).await);
+        crate::blocking(move || cgroups.divide_realtime(&path, least, &declared)).await.map_err(Error::Realtime)
     }
 
     async fn attach(&self, network: &NetworkKey) -> Result<Attachment, Error> {
@@ -410,7 +432,8 @@ pub async fn teardown(ctx: &Context, id: &SandboxId) -> Result<(), Error> {
         source,
     })?;
     let (cgroups, sandbox) = (drivers.cgroups.clone(), id.clone());
-    crate::blocking(move || remove_cgroups(&*cgroups, &sandbox)).await.map_err(Error::Cgroup)?;
+    let declared = resource_limit::realtime::budgets(ctx).await;
+    crate::blocking(move || remove_cgroups(&*cgroups, &sandbox, &declared)).await.map_err(Error::Cgroup)?;
     passed("removing the cgroup of a workload");
     drivers.sandboxes.remove(id).await.map_err(Error::Sandbox)?;
     ctx.written.forget(id);
@@ -419,8 +442,8 @@ pub async fn teardown(ctx: &Context, id: &SandboxId) -> Result<(), Error> {
 }
 
 /// The sandbox's cgroup may lie below any ResourceLimit.
-fn remove_cgroups(cgroups: &dyn Cgroups, sandbox: &SandboxId) -> Result<(), cgroups::Error> {
-    cgroups.of_sandbox(sandbox)?.iter().try_for_each(|path| cgroups.remove(path))
+fn remove_cgroups(cgroups: &dyn Cgroups, sandbox: &SandboxId, declared: &Budgets) -> Result<(), cgroups::Error> {
+    cgroups.of_sandbox(sandbox)?.iter().try_for_each(|path| resource_limit::remove(cgroups, path, declared))
 }
 
 async fn send_stop(ctx: &Context, id: &ContainerId) -> Result<(), runtime::Error> {

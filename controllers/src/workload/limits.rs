@@ -7,7 +7,7 @@ use nodelet_crds::workload::{Container, ResourceAmounts, Resources};
 use nodelet_drivers::cgroups::{CpuShare, Limits};
 
 use crate::invalid::Invalid;
-use crate::resource_limit::desired::io_limits;
+use crate::resource_limit::{self, desired::io_limits};
 
 /// The limits of one container. A limit without a request requests as much, as in Kubernetes.
 pub fn limits(path: &str, container: &Container) -> Result<Limits, Invalid> {
@@ -38,6 +38,7 @@ pub fn limits(path: &str, container: &Container) -> Result<Limits, Invalid> {
     Ok(Limits {
         cpu_millis: cpu_limit,
         cpu_share: cpu_request.map(|milli| CpuShare::Shares(shares(milli))),
+        realtime: resources.realtime.map(resource_limit::realtime::of),
         cpuset: resources.cpus.clone(),
         memory_max,
         memory_high,
@@ -89,7 +90,7 @@ fn hugepages(path: &str, resources: &Resources) -> Result<BTreeMap<String, u64>,
 
 #[cfg(test)]
 mod tests {
-    use nodelet_drivers::cgroups::IoLimit;
+    use nodelet_drivers::cgroups::{IoLimit, Realtime};
 
     use super::*;
 
@@ -102,12 +103,14 @@ mod tests {
     fn requests_and_limits() {
         let all = of(serde_json::json!({
             "requests": {"cpu": "100m"}, "limits": {"cpu": "1500m", "memory": "64Mi", "hugepages-2Mi": "4Mi"}, "pids": 32,
-            "cpus": "0-1", "memoryHigh": "48Mi", "swapMax": 0, "io": [{"device": "/dev/vda", "readIOPS": 5}]
+            "cpus": "0-1", "memoryHigh": "48Mi", "swapMax": 0, "io": [{"device": "/dev/vda", "readIOPS": 5}],
+            "realtime": {"runtimeMicroseconds": 5000}
         }))
         .unwrap();
         let expected = Limits {
             cpu_millis: Some(1500),
             cpu_share: Some(CpuShare::Shares(102)),
+            realtime: Some(Realtime { runtime: 5_000, period: 1_000_000 }),
             cpuset: Some("0-1".to_owned()),
             memory_max: Some(64 << 20),
             memory_high: Some(48 << 20),

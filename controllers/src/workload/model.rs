@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use nodelet_crds::workload::{LifecycleHandler, RestartPolicy};
-use nodelet_drivers::cgroups::Limits;
+use nodelet_drivers::cgroups::{Limits, Realtime};
 use nodelet_drivers::ids::{CgroupPath, ContainerId, NetworkKey, SandboxId};
 use nodelet_drivers::images::Fetch;
 use nodelet_drivers::network::{Attachment, LinkWish, Protocol, PublishedPort};
@@ -106,6 +106,21 @@ impl Desired {
     pub fn images(&self) -> impl Iterator<Item = (String, &ImageWish)> {
         let containers = self.init.iter().chain(&self.containers).map(|wish| (wish.name.clone(), &wish.image));
         containers.chain(self.volume_images())
+    }
+
+    /// Time of its real-time processes in microseconds of a second: that of all containers and sidecars together, or of
+    /// an init container that needs more, beside the sidecars before it.
+    pub fn realtime(&self) -> u64 {
+        let of = |wish: &ContainerWish| wish.limits.realtime.map_or(0, Realtime::per_second);
+        let (mut sidecars, mut largest) = (0, 0);
+        for wish in &self.init {
+            if wish.sidecar {
+                sidecars += of(wish);
+            } else {
+                largest = largest.max(sidecars + of(wish));
+            }
+        }
+        largest.max(sidecars + self.containers.iter().map(of).sum::<u64>())
     }
 
     /// Those of its volumes.

@@ -8,7 +8,7 @@ use super::{
     probe::{Lifecycle, Probe},
     security::SecurityContext,
 };
-use crate::{image::PullPolicy, quantity::Quantity, resource_limit::IoLimit};
+use crate::{image::PullPolicy, quantity::Quantity, resource_limit::IoLimit, resource_limit::Realtime};
 
 /// Elements that are neither empty nor `.` or `..`, joined by slashes; or nothing. A pattern, not a rule: the cost of
 /// a rule that looks into paths is multiplied by all mounts of all containers, and passes what an API server admits.
@@ -322,6 +322,10 @@ pub struct Resources {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256), regex(pattern = "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$"))]
     pub cpus: Option<String>,
+    /// Time that its real-time processes may have, which have none without it. To become one, a process also needs the
+    /// capability `SYS_NICE` or the ulimit `rtprio`. Needs cgroup version 1 and a kernel that divides this time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime: Option<Realtime>,
     /// Memory above which the container is slowed down and its memory reclaimed, before the limit kills it. Needs
     /// cgroup version 2.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -177,12 +177,27 @@ pub struct ResourcesInForce {
     /// The CPUs that may be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<String>,
+    /// Time of its real-time processes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime: Option<RealtimeInForce>,
     /// Memory above which it is slowed down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_high: Option<Quantity>,
     /// Swap that it may use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swap_max: Option<Quantity>,
+}
+
+/// Time of the real-time processes of a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RealtimeInForce {
+    /// How much of each period they may run, in microseconds.
+    #[serde(default)]
+    pub runtime_microseconds: u64,
+    /// Length of a period, in microseconds.
+    #[serde(default)]
+    pub period_microseconds: u64,
 }
 
 /// What a container does. At most one field is set.

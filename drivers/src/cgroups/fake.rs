@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Mutex;
 
-use super::{Cgroups, Error, Excess, Limits, Stat, Version, depth_first_last, is_below};
+use super::{Budgets, Cgroups, Error, Excess, Limits, Stat, Version, depth_first_last, is_below};
 use crate::ids::CgroupPath;
 
 /// A hierarchy that exists in memory only.
@@ -125,6 +125,14 @@ impl Cgroups for FakeCgroups {
             _ => {}
         }
         Ok(excess)
+    }
+
+    fn divide_realtime(&self, path: &CgroupPath, _: u64, _: &Budgets) -> Result<(), Error> {
+        self.check(path, "dividing the time of real-time processes")
+    }
+
+    fn return_realtime(&self) -> Result<(), Error> {
+        Ok(())
     }
 
     fn remove(&self, path: &CgroupPath) -> Result<(), Error> {

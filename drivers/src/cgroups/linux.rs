@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::files::Group;
 use super::systemd::Units;
 use super::{
-    Cgroups, Error, Excess, Limits, Stat, Version, check_ours, depth_first_last, detect, is_below, names, systemd, v1,
-    v2,
+    Budgets, Cgroups, Error, Excess, Limits, Stat, Version, check_ours, depth_first_last, detect, is_below, names,
+    systemd, v1, v2,
 };
 use crate::ids::{CgroupPath, SandboxId};
 
@@ -79,16 +79,17 @@ impl LinuxCgroups {
         }
     }
 
-    /// Sets the limits of huge pages and of I/O, and lifts those that are not declared: `runc update` changes neither under
-    /// a running container (its `update.go`). May be called again.
+    /// Sets the limits of huge pages, of I/O and of real-time processes, and lifts those that are not declared: under a
+    /// running container `runc update` changes neither of the first two, and the last in an order that the kernel may
+    /// refuse (its `update.go`, `cgroups/fs/cpu.go`). May be called again.
     ///
     /// # Errors
     /// As [`Cgroups::ensure`].
-    pub fn set_pages_and_io(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
-        check_ours(&self.parent, path, "limiting its huge pages and I/O")?;
+    pub fn set_rest(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
+        check_ours(&self.parent, path, "limiting its huge pages, I/O and real-time processes")?;
         match &self.tree {
-            Tree::V1(tree) => tree.set_pages_and_io(path, limits),
-            Tree::V2(tree) => tree.set_pages_and_io(path, limits),
+            Tree::V1(tree) => tree.set_rest(path, limits),
+            Tree::V2(tree) => tree.set_rest(path, limits),
         }
     }
 
@@ -158,6 +159,21 @@ impl Cgroups for LinuxCgroups {
         match &self.tree {
             Tree::V1(tree) => tree.lower_memory(path, max),
             Tree::V2(tree) => tree.lower_memory(path, max, high),
+        }
+    }
+
+    fn divide_realtime(&self, path: &CgroupPath, least: u64, declared: &Budgets) -> Result<(), Error> {
+        check_ours(&self.parent, path, "dividing the time of real-time processes")?;
+        match &self.tree {
+            Tree::V1(tree) => tree.divide_realtime(&self.parent, path, least, declared),
+            Tree::V2(_) => Ok(()),
+        }
+    }
+
+    fn return_realtime(&self) -> Result<(), Error> {
+        match &self.tree {
+            Tree::V1(tree) => tree.return_realtime(&self.parent),
+            Tree::V2(_) => Ok(()),
         }
     }
 

@@ -77,6 +77,11 @@ pub(super) fn may_be_limit(name: &str) -> bool {
     }
 }
 
+/// Whether it is a slice of a sandbox, whose name holds those of the ResourceLimits above.
+pub(super) fn is_slice_of_sandbox(path: &CgroupPath) -> bool {
+    path.last().ends_with(SLICE) && path.as_sandbox().is_some()
+}
+
 impl CgroupPath {
     /// It is a slice or a scope: systemd makes and removes it.
     pub fn is_systemd(&self) -> bool {

@@ -10,7 +10,7 @@ use super::Error;
 use super::files::Group;
 
 /// Pauses between attempts double from one millisecond; with this many the last is half a second.
-const ATTEMPTS: u32 = 10;
+pub(super) const ATTEMPTS: u32 = 10;
 
 /// Kills what `pids` finds and removes `groups` (the same cgroup in several hierarchies) with all below them.
 ///
@@ -34,7 +34,7 @@ fn is_busy(error: &io::Error) -> bool {
 }
 
 #[allow(clippy::disallowed_methods)] // Nothing tells when the kernel has given a cgroup free; the contract is synchronous.
-fn pause(attempt: u32) {
+pub(super) fn pause(attempt: u32) {
     std::thread::sleep(Duration::from_millis(1 << attempt));
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::{Group, Limit, find_key};
 use super::v2::{PERIOD, quota};
-use super::{Error, Excess, IoLimit, Limits, Stat, device, remove};
+use super::{Error, Excess, IoLimit, Limits, Stat, device, realtime as rt, remove};
 use crate::ids::CgroupPath;
 
 /// Controllers that limits and use need. Others (devices, freezer, …) are left to the container runtime, except that
@@ -21,7 +21,7 @@ pub(super) struct Hierarchies {
 
 impl Hierarchies {
     /// `path` in the hierarchy of `controller`; `None` when the node has none.
-    fn group(&self, controller: &str, path: &CgroupPath) -> Option<Group> {
+    pub(super) fn group(&self, controller: &str, path: &CgroupPath) -> Option<Group> {
         let root = self.root.join(controller);
         root.is_dir().then(|| Group::new(&root, path))
     }
@@ -50,6 +50,7 @@ impl Hierarchies {
         let Limits {
             cpu_millis,
             cpu_share,
+            realtime,
             cpuset,
             memory_max,
             memory_high,
@@ -71,6 +72,9 @@ impl Hierarchies {
         set("cpu", limit("cpu.weight", "cpu.shares", "1024", cpu), cpu_share.map(|share| share.shares().to_string()))?;
         if cpu_millis.is_some() {
             set("cpu", limit("cpu.max", "cpu.cfs_period_us", "100000", cpu), Some(PERIOD.to_string()))?;
+        }
+        if realtime.is_some() && !self.divides_realtime() {
+            return Err(Error::Unsupported { path: path.to_string(), limit: "cpu.realtime", needs: rt::NEEDS });
         }
         let quota = cpu_millis.map(|millis| quota(millis).to_string());
         set("cpu", limit("cpu.max", "cpu.cfs_quota_us", "-1", cpu), quota)?;
@@ -173,10 +177,11 @@ impl Hierarchies {
         }
     }
 
-    /// See [`super::linux::LinuxCgroups::set_pages_and_io`].
-    pub(super) fn set_pages_and_io(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
+    /// See [`super::linux::LinuxCgroups::set_rest`].
+    pub(super) fn set_rest(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
         self.set_hugepages(path, &limits.hugepages)?;
-        self.set_io(path, &limits.io)
+        self.set_io(path, &limits.io)?;
+        self.set_realtime(path, limits.realtime)
     }
 
     fn set_io(&self, path: &CgroupPath, io: &[IoLimit]) -> Result<(), Error> {

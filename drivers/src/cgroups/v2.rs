@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::files::{Group, Limit};
-use super::{CpuShare, Error, Excess, IoLimit, Limits, Stat, device, excess, remove};
+use super::{CpuShare, Error, Excess, IoLimit, Limits, Stat, device, excess, realtime as rt, remove};
 use crate::failpoint::passed;
 use crate::ids::CgroupPath;
 
@@ -69,6 +69,7 @@ impl Hierarchy {
         let Limits {
             cpu_millis,
             cpu_share,
+            realtime,
             cpuset,
             memory_max,
             memory_high,
@@ -81,6 +82,9 @@ impl Hierarchy {
         let (cpu, memory) = ("the cpu controller", "the memory controller");
         let text = |number: &Option<u64>| number.map(|number| number.to_string());
         let limit = |name, file, default, needs| Limit { name, file, default, needs };
+        if realtime.is_some() {
+            return Err(Error::Unsupported { path: group.path.to_string(), limit: "cpu.realtime", needs: rt::NEEDS });
+        }
         let cpu_max = cpu_millis.map(|millis| format!("{} {PERIOD}", quota(millis)));
         group.set_limit(&limit("cpu.max", "cpu.max", "max 100000", cpu), cpu_max)?;
         group.set_limit(&limit("cpu.weight", "cpu.weight", "100", cpu), text(&cpu_share.map(CpuShare::weight)))?;
@@ -105,8 +109,8 @@ impl Hierarchy {
         group.set_hugepages(&limits.hugepages, "max", "max")
     }
 
-    /// See [`super::linux::LinuxCgroups::set_pages_and_io`].
-    pub(super) fn set_pages_and_io(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
+    /// See [`super::linux::LinuxCgroups::set_rest`].
+    pub(super) fn set_rest(&self, path: &CgroupPath, limits: &Limits) -> Result<(), Error> {
         let group = self.group(path);
         let named = [("hugetlb", !limits.hugepages.is_empty()), ("io", !limits.io.is_empty())];
         let needed: Vec<&str> = named.iter().filter(|(_, needed)| *needed).map(|(name, _)| *name).collect();
@@ -255,6 +259,7 @@ mod tests {
         let limits = Limits {
             cpu_millis: Some(1500),
             cpu_share: Some(CpuShare::Weight(50)),
+            realtime: None,
             cpuset: Some("0-1".to_owned()),
             memory_max: Some(512),
             memory_high: Some(448),

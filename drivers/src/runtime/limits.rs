@@ -36,6 +36,7 @@ pub(super) fn resources(limits: &Limits, node: &Node, purpose: Purpose) -> Resul
     let Limits {
         cpu_millis,
         cpu_share,
+        realtime,
         cpuset,
         memory_max,
         memory_high,
@@ -77,6 +78,11 @@ pub(super) fn resources(limits: &Limits, node: &Node, purpose: Purpose) -> Resul
         (_, None, false) => {}
     }
     cpu.set_cpus(cpuset.clone());
+    // Of one that runs the files are written, in the order that the kernel takes.
+    if let (Some(realtime), false) = (realtime, update) {
+        cpu.set_realtime_runtime(Some(clamp(realtime.runtime)));
+        cpu.set_realtime_period(Some(realtime.period));
+    }
 
     let mut memory = LinuxMemory::default();
     let unlimited = update.then_some(-1);
@@ -87,6 +93,9 @@ pub(super) fn resources(limits: &Limits, node: &Node, purpose: Purpose) -> Resul
         memory.set_swap(sum.or(unlimited));
     }
     let lacks = |field: &str, what: &str| Error::Invalid { field: field.to_owned(), message: what.to_owned() };
+    if realtime.is_some() && !node.divides_realtime {
+        return Err(lacks("resources.realtime", &lacks_realtime(node)));
+    }
     if swap_max.is_some() && !node.swap_limit {
         return Err(lacks("resources.swapMax", "needs swap accounting, which this node's kernel does not have on"));
     }
@@ -133,6 +142,14 @@ pub(super) fn resources(limits: &Limits, node: &Node, purpose: Purpose) -> Resul
         resources.set_unified(Some(unified));
     }
     Ok(resources)
+}
+
+fn lacks_realtime(node: &Node) -> String {
+    let found = match node.cgroup_version {
+        Version::V1 => "this node's kernel does not divide the time of real-time processes (CONFIG_RT_GROUP_SCHED)",
+        Version::V2 => "this node has version 2, which does not divide the time of real-time processes",
+    };
+    format!("needs cgroup version 1 and a kernel that divides this time; {found}")
 }
 
 fn clamp(value: u64) -> i64 {
@@ -203,7 +220,7 @@ pub(super) async fn update(shared: &Shared, id: &ContainerId, limits: &Limits) -
         });
         containerd.tasks().update(request).await.map_err(|status| containerd.error(doing(), status))?;
         let rest = in_force.clone();
-        on_files(&shared.node, &journal.spec.cgroup, move |cgroups, path| cgroups.set_pages_and_io(path, &rest))
+        on_files(&shared.node, &journal.spec.cgroup, move |cgroups, path| cgroups.set_rest(path, &rest))
             .await
             .map_err(|source| Error::Failed { doing: doing(), source: Box::new(source) })?;
     }
@@ -239,11 +256,13 @@ async fn on_files<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroups::Realtime;
 
     fn node(version: Version) -> Node {
         let mut node = Node::observe(std::path::Path::new("/nonexistent"));
         node.cgroup_version = version;
         node.swap_limit = true;
+        node.divides_realtime = version == Version::V1;
         node
     }
 
@@ -299,6 +318,26 @@ mod tests {
             json(&Limits::default(), Version::V1, Purpose::Create),
             serde_json::json!({"cpu": {}, "memory": {}})
         );
+    }
+
+    #[test]
+    fn time_of_real_time_processes_is_the_runtimes_at_first() {
+        let limits = Limits { realtime: Some(Realtime { runtime: 5_000, period: 100_000 }), ..Limits::default() };
+        let created = json(&limits, Version::V1, Purpose::Create);
+        assert_eq!(created["cpu"], serde_json::json!({"realtimeRuntime": 5_000, "realtimePeriod": 100_000}));
+        let updated = json(&limits, Version::V1, Purpose::Update);
+        assert_eq!((updated["cpu"].get("realtimeRuntime"), updated["cpu"].get("realtimePeriod")), (None, None));
+        let mut other_kernel = node(Version::V1);
+        other_kernel.divides_realtime = false;
+        for (node, lacks) in [(node(Version::V2), "this node has version 2"), (other_kernel, "CONFIG_RT_GROUP_SCHED")] {
+            for purpose in [Purpose::Create, Purpose::Update] {
+                let error = resources(&limits, &node, purpose).unwrap_err().to_string();
+                assert!(
+                    error.contains("resources.realtime: needs cgroup version 1") && error.contains(lacks),
+                    "{error}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(super) struct Node {
     pub(super) rlimits_are_capped: bool,
     /// Swap is accounted for (always in version 2, a boot parameter in version 1).
     pub(super) swap_limit: bool,
+    /// The kernel divides the time of real-time processes, which it does in version 1 only.
+    pub(super) divides_realtime: bool,
 }
 
 impl Node {
@@ -54,6 +56,7 @@ impl Node {
             capabilities: set("CapBnd:").unwrap_or(effective),
             lowest_oom_score_adj: if may_raise { -1000 } else { own_score.unwrap_or(0) },
             rlimits_are_capped: !may_raise,
+            divides_realtime: cgroup_version == Version::V1 && cgroup_root.join("cpu/cpu.rt_runtime_us").exists(),
             swap_limit: match cgroup_version {
                 Version::V2 => true,
                 Version::V1 => cgroup_root.join("memory/memory.memsw.limit_in_bytes").exists(),

@@ -10,6 +10,7 @@
 //! | `test/floods` | writes to its log as fast as it can |
 //! | `test/checked` | sleeps; its HEALTHCHECK asks for `/tmp/well` each second; its VOLUME `/kept` holds a file |
 //! | `test/eats-memory` | takes memory until it is killed |
+//! | `test/realtime` | the base with `chrt` |
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -80,6 +81,7 @@ fn write_all(built: &Built) -> Result<()> {
         push(&format!("test/{name}"), &misbehaving(&base, name)?)?;
     }
     push("test/checked", &checked(&base)?)?;
+    push("test/realtime", &realtime(&base)?)?;
     store::oci_archive(&built.oci_archive, ARCHIVED, &base)?;
     store::docker_archive(&built.docker_archive, ARCHIVED, &base)?;
     store::oci_layout(&built.oci_layout, ARCHIVED, &base)
@@ -209,6 +211,12 @@ fn checked(base: &Image) -> Result<Image> {
     Image::on(base, layer, config)
 }
 
+fn realtime(base: &Image) -> Result<Image> {
+    let mut layer = LayerBuilder::default();
+    layer.program(&program("chrt")?, Path::new("/usr/bin/chrt"))?;
+    Image::on(base, layer, json!({"Cmd": ["sleep", "2147483647"], "Env": ["PATH=/usr/bin:/usr/sbin"]}))
+}
+
 fn misbehaving(base: &Image, name: &str) -> Result<Image> {
     let mut layer = LayerBuilder::default();
     layer.file(&format!("usr/bin/{name}"), &asset(&format!("misbehaving/{name}"))?, 0o755)?;
@@ -217,7 +225,7 @@ fn misbehaving(base: &Image, name: &str) -> Result<Image> {
 
 /// Names a set of images: another version of a package, of a file of ours, or of this code makes another set.
 fn key() -> Result<String> {
-    let packages = ["busybox-static", "nginx", "redis-server", "postgresql", "libc6"];
+    let packages = ["busybox-static", "nginx", "redis-server", "postgresql", "util-linux", "libc6"];
     let versions = Command::new("dpkg-query").args(["-W", "-f", "${Package}=${Version}\n"]).args(packages).output();
     let mut material = versions.map(|output| output.stdout).unwrap_or_default();
     for source in [include_str!("catalog.rs"), include_str!("store.rs"), include_str!("../images.rs")] {

@@ -95,6 +95,7 @@ impl Applier<'_> {
         let sandbox = self.sandbox().await?;
         // The sandbox may have been completed by an agent that died before it came to this.
         self.ensure_cgroup().await?;
+        self.divide_realtime().await?;
         let id = names::container_id(&sandbox.spec.id, &wish.name, start.attempt)?;
         let directory = crate::workload::log_directory(&self.ctx.settings.data_dir, self.object);
         let mut mounts = self.sandbox_mounts(&sandbox).await?;

@@ -4,7 +4,7 @@ use nodelet_crds::common::{Condition, Time, condition_type, find_condition, set_
 use nodelet_crds::quantity::Quantity;
 use nodelet_crds::reasons;
 use nodelet_crds::workload::ResourceAmounts;
-use nodelet_crds::workload::status::ResourcesInForce;
+use nodelet_crds::workload::status::{RealtimeInForce, ResourcesInForce};
 use nodelet_drivers::cgroups::{CpuShare, Limits};
 
 use crate::workload::fit::Amounts;
@@ -30,6 +30,9 @@ pub fn in_force(limits: &Limits) -> Option<ResourcesInForce> {
         limits: Some(most).filter(|amounts| *amounts != ResourceAmounts::default()),
         pids: limits.pids_max,
         cpus: limits.cpuset.clone(),
+        realtime: limits
+            .realtime
+            .map(|given| RealtimeInForce { runtime_microseconds: given.runtime, period_microseconds: given.period }),
         memory_high: limits.memory_high.map(Quantity::from_bytes),
         swap_max: limits.swap_max.map(Quantity::from_bytes),
     };
@@ -68,7 +71,9 @@ pub fn set_conditions(
         .collect();
     let held = desired.resize.as_ref().map(|held| (held.reason, held.message.clone()));
     let of = |is_pending: bool| {
-        let mut all = unfinished.iter().filter(|last| (last.reason == reasons::INFEASIBLE) == is_pending);
+        let mut all = unfinished
+            .iter()
+            .filter(|last| [reasons::INFEASIBLE, reasons::DEFERRED].contains(&last.reason) == is_pending);
         all.next().map(|last| (last.reason, last.message.clone()))
     };
     for (type_, found) in
@@ -103,6 +108,7 @@ mod tests {
         let declared = serde_json::json!({
             "requests": {"cpu": "100m"}, "limits": {"cpu": "1500m", "memory": "64Mi", "hugepages-2Mi": "4Mi"}, "pids": 32,
             "cpus": "0-1", "memoryHigh": "48Mi", "swapMax": "0",
+            "realtime": {"runtimeMicroseconds": 5000, "periodMicroseconds": 50000},
         });
         let container = serde_json::json!({"name": "c", "image": "i", "resources": declared});
         let container = serde_json::from_value(container).unwrap();

@@ -53,6 +53,8 @@ fn what_belongs_together_is_nested() {
         let found = found.sandbox(&sandbox("web-app-1a2b")).unwrap();
         assert_eq!(found.as_str(), within);
         assert_eq!(found.as_sandbox(), Some(sandbox("web-app-1a2b")));
+        assert_eq!(may_be_limit(found.last()), found.is_systemd());
+        assert_eq!([is_slice_of_sandbox(&found), is_slice_of_sandbox(&path(limit))], [found.is_systemd(), false]);
         assert!(!found.is_limit("default", "tenants"));
         let found = found.container("main.3").unwrap();
         assert_eq!(found.as_str(), container);

@@ -58,6 +58,8 @@ pub(in super::super) fn lasting(limits: &Limits, version: Version) -> Properties
     let Limits {
         cpu_millis,
         cpu_share,
+        // There is no property for it, and systemd leaves the files alone.
+        realtime: _,
         cpuset,
         memory_max: _,
         memory_high: _,
