@@ -70,15 +70,17 @@ impl v1::Hierarchies {
     ) -> Result<(), Error> {
         let Some(own) = self.group("cpu", path).filter(|own| own.has(RUNTIME)) else { return Ok(()) };
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = match declared.get(path) {
-            Some(declared) => *declared,
-            None => least.max(sum(&own, None)?),
-        };
-        let mut steps = vec![Step { now: has(&own)?, group: own, wanted }];
-        let is_more = steps[0].wanted > steps[0].now;
-        if steps[0].wanted == 0 && steps[0].now == 0 {
+        let (now, declared_here) = (has(&own)?, declared.get(path).copied());
+        // What has none has nothing below it that has some. So is nearly every cgroup.
+        if now == 0 && least == 0 && declared_here.unwrap_or(0) == 0 {
             return Ok(());
         }
+        let wanted = match declared_here {
+            Some(declared) => declared,
+            None => least.max(sum(&own, None)?),
+        };
+        let is_more = wanted > now;
+        let mut steps = vec![Step { now, group: own, wanted }];
         while let Some(Step { group: below, wanted: needed, .. }) = steps.last()
             && below.path != *parent
             && let Some(group) = below.path.above().and_then(|above| self.group("cpu", &above))
