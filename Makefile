@@ -45,8 +45,9 @@ vm: deps build images ## in virtual machines: limits on cgroup v2, VLANs, ipvlan
 	tests/bin/vm reboot
 	tests/bin/vm systemd
 
-bench: deps build images ## measure against ctr, podman and docker on this machine; writes docs/benchmarks.md
-	cargo build --release -p nodelet -p nodelet-logger
+bench: export NODELET_LOGGER = $(abspath $(TARGET)/$(LOGGER_TARGET)/logger/nodelet-logger)
+bench: deps build images logger ## measure against ctr, podman and docker on this machine; writes docs/benchmarks.md
+	cargo build --release -p nodelet
 	cargo run --release -p nodelet-bench -- workloads --output docs/benchmarks.md
 	cargo run --release -p nodelet-bench -- workloads --containerd-2 --output docs/benchmarks.md
 
