@@ -246,7 +246,7 @@ fn signals_end_it_only_after_a_drain() {
     signal(rustix::process::Signal::TERM);
     assert!(logger.child.wait().unwrap().success(), "it ends although the pipes are open");
     let took = begin.elapsed();
-    assert!(took.as_secs() >= 4, "{took:?}");
+    assert!((4..8).contains(&took.as_secs()), "{took:?}");
     assert_eq!(messages(&path), ["written after SIGTERM", "and a rest"]);
 }
 
@@ -261,7 +261,7 @@ fn sigterm_with_ended_pipes_ends_at_once() {
         .unwrap();
     let begin = Instant::now();
     assert!(logger.end().success());
-    assert!(begin.elapsed() < Duration::from_secs(4), "it does not wait the five seconds of open pipes");
+    assert!(begin.elapsed() < Duration::from_secs(2));
     assert_eq!(messages(&path), ["last words"]);
 }
 
