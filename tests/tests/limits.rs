@@ -10,12 +10,8 @@ use nodelet_tests::node::{Node, PATIENCE, api};
 use nodelet_tests::wait::until;
 use serde_json::{Value, json};
 
-nodelet_tests::on_each_containerd!(limits_hold);
-nodelet_tests::on_containerd!(
-    limits_change_under_running_containers,
-    three_never_pass_their_sum,
-    realtime_is_divided_and_returned
-);
+nodelet_tests::on_each_containerd!(limits_hold, realtime_is_divided_and_returned);
+nodelet_tests::on_containerd!(limits_change_under_running_containers, three_never_pass_their_sum);
 
 const MIB: u64 = 1 << 20;
 
@@ -283,7 +279,7 @@ fn realtime_workload(name: &str, realtime: &Value) -> String {
     container["image"] = json!("localhost:5000/test/realtime:1");
     container["securityContext"] = json!({"capabilities": {"add": ["SYS_NICE"]}});
     if !realtime.is_null() {
-        container["resources"] = json!({"realtime": realtime});
+        container["resources"] = json!({"cpus": "0", "realtime": realtime});
     }
     object.to_string()
 }
