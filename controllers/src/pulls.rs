@@ -273,25 +273,31 @@ impl Pulls {
         Ok(self.shared.images.fetch(fetch, on_progress).await?)
     }
 
+    /// Takes in how far a transfer is. How it ended comes with its result: until then nobody could say why.
+    fn on_progress(&self, key: Key) -> OnProgress {
+        let shared = self.shared.clone();
+        Arc::new(move |new: Progress| {
+            if matches!(new.phase, Phase::Ready | Phase::Failed) {
+                return;
+            }
+            let mut entries = shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(Entry::Running { progress, speed, .. }) = entries.get_mut(&key) else { return };
+            let phase_changed = progress.phase != new.phase;
+            speed.update(&new, Instant::now());
+            *progress = new;
+            drop(entries);
+            shared.progressed.notify_one();
+            if phase_changed {
+                // Nobody listening is fine.
+                let _ = shared.changed.send(key.reference.clone());
+            }
+        })
+    }
+
     async fn transfer(self, key: Key, fetch: Fetch, failures: u32) {
         tracing::info!(reference = %fetch.reference, source = ?fetch.source, "pulling image");
         let started = Instant::now();
-        let on_progress = {
-            let (shared, key) = (self.shared.clone(), key.clone());
-            Arc::new(move |new: Progress| {
-                let mut entries = shared.entries.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(Entry::Running { progress, speed, .. }) = entries.get_mut(&key) else { return };
-                let phase_changed = progress.phase != new.phase;
-                speed.update(&new, Instant::now());
-                *progress = new;
-                drop(entries);
-                shared.progressed.notify_one();
-                if phase_changed {
-                    // Nobody listening is fine.
-                    let _ = shared.changed.send(key.reference.clone());
-                }
-            })
-        };
+        let on_progress = self.on_progress(key.clone());
         let result = tokio::select! {
             // Cancel-safe: the driver keeps what was transferred and continues there next time.
             result = self.fetch(&fetch, on_progress) => result,
@@ -385,5 +391,31 @@ fn kind_of(failure: &Failure) -> FailureKind {
         | Error::Unreachable { .. }
         | Error::Corrupt { .. }
         | Error::Failed { .. } => FailureKind::Transfer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image_collector::Marks;
+    use nodelet_drivers::images::FakeImages;
+
+    #[tokio::test]
+    async fn a_transfer_has_not_ended_before_it_can_be_said_how() {
+        let marks = Marks { high_percent: 85, low_percent: 80, min_age: Duration::ZERO };
+        let stop = CancellationToken::new();
+        let pulls = Pulls::new(Arc::new(FakeImages::new()), Collector::stopped(marks), stop.clone());
+        // What it begins does not run before this test waits.
+        let wish = Fetch::new("web:1");
+        assert!(matches!(pulls.request(&wish, Duration::ZERO), PullState::Running(_)));
+        let (mut changes, on_progress) = (pulls.changes(), pulls.on_progress(Key::of(&wish)));
+        for (phase, woken) in [(Phase::Unpacking, true), (Phase::Failed, false), (Phase::Ready, false)] {
+            on_progress(Progress { phase, ..Progress::default() });
+            assert_eq!(changes.try_recv().is_ok(), woken, "{phase:?}");
+            let PullState::Running(transfer) = pulls.request(&wish, Duration::ZERO) else { panic!("{phase:?}") };
+            assert_eq!(transfer.progress.phase, Phase::Unpacking);
+        }
+        stop.cancel();
+        pulls.drain().await;
     }
 }
