@@ -23,6 +23,7 @@ pub mod manifest;
 pub mod platform;
 mod progress;
 mod pull;
+mod recent;
 pub mod reference;
 mod registry;
 mod sharing;

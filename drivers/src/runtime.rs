@@ -468,9 +468,9 @@ pub trait Runtime: Send + Sync {
     /// [`Runtime::remove`] before trying again.
     async fn create(&self, spec: &ContainerSpec) -> Result<(), Error>;
 
-    /// What an image asks for; nothing by default.
-    async fn image_wishes(&self, image: &str) -> Result<ImageWishes, Error> {
-        let _ = image;
+    /// What the image of that name and digest asks for; nothing by default.
+    async fn image_wishes(&self, image: &str, digest: &str) -> Result<ImageWishes, Error> {
+        let _ = (image, digest);
         Ok(ImageWishes::default())
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use containerd_client::services::v1::{DeleteImageRequest, ListImagesRequest, ListRequest};
@@ -18,6 +18,7 @@ use super::manifest::Digest;
 use super::platform::Platform;
 use super::progress::Tracker;
 use super::pull::Terms;
+use super::recent::Recent;
 use super::registry::{Registries, Repository};
 use super::sharing::Sharing;
 use super::slots::Slots;
@@ -87,6 +88,7 @@ pub(super) struct Inner {
     pub(super) blobs: Sharing<Digest, watch::Receiver<u64>, Result<(), Error>>,
     pub(super) snapshots: Sharing<Digest, (), Result<Unpacked, Error>>,
     fetches: Sharing<Wish, About, Result<Image, Error>>,
+    recent: Recent,
 }
 
 impl Inner {
@@ -135,6 +137,7 @@ impl ContainerdImages {
             blobs: Sharing::default(),
             snapshots: Sharing::default(),
             fetches: Sharing::default(),
+            recent: Recent::default(),
             root: Root::default(),
             local: Local::default(),
             unpacking: Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)),
@@ -204,10 +207,15 @@ fn image(stored: Stored, labels: &HashMap<String, String>) -> Image {
 impl Images for ContainerdImages {
     async fn get(&self, reference: &str) -> Result<Option<Image>, Error> {
         let name = super::normalize(reference)?;
-        match stored::record(self.containerd(), &name).await? {
-            Some(record) => self.complete(&record).await,
-            None => Ok(None),
+        let Some(record) = stored::record(self.containerd(), &name).await? else { return Ok(None) };
+        if let Some(image) = self.inner.recent.get(&record, Instant::now()) {
+            return Ok(Some(image));
         }
+        let image = self.complete(&record).await?;
+        if let Some(image) = &image {
+            self.inner.recent.put(record, image.clone(), Instant::now());
+        }
+        Ok(image)
     }
 
     async fn list(&self) -> Result<Vec<Image>, Error> {
@@ -272,6 +280,7 @@ impl Images for ContainerdImages {
     }
 
     async fn collect(&self, wanted: &BTreeSet<String>) -> Result<(), Error> {
+        self.inner.recent.clear();
         usage::collect(&self.inner, wanted, |name| self.inner.fetches.any(|wish| wish.reference == name)).await
     }
 
@@ -280,6 +289,7 @@ impl Images for ContainerdImages {
     }
 
     async fn repair(&self, fetch: &Fetch, damage: &[Damage], progress: OnProgress) -> Result<Image, Error> {
+        self.inner.recent.clear();
         if damage.iter().any(|damage| matches!(damage, Damage::Blob { .. })) {
             // What is damaged is worth more than nothing while its source does not answer.
             self.resolve(fetch).await?;
@@ -292,6 +302,7 @@ impl Images for ContainerdImages {
     }
 
     async fn remove(&self, reference: &str) -> Result<(), Error> {
+        self.inner.recent.clear();
         let name = super::normalize(reference)?;
         // What an interrupted fetch left goes too, unless it is running again.
         if !self.inner.fetches.any(|wish| wish.reference == name) {

@@ -209,8 +209,11 @@ impl Runtime for ContainerdRuntime {
         signal::kill(&self.shared, id, signal, all).await
     }
 
-    async fn image_wishes(&self, image: &str) -> Result<ImageWishes, Error> {
-        let facts = image::facts(&self.shared, image).await?;
+    async fn image_wishes(&self, image: &str, digest: &str) -> Result<ImageWishes, Error> {
+        let facts = match self.shared.images.get(digest) {
+            Some(known) => known,
+            None => image::facts(&self.shared, image).await?,
+        };
         Ok(ImageWishes { health_check: facts.health_check.clone() })
     }
 

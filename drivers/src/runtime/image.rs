@@ -39,7 +39,8 @@ pub(super) struct ImageCache {
 }
 
 impl ImageCache {
-    fn get(&self, digest: &str) -> Option<Arc<ImageFacts>> {
+    /// What is remembered of the image that a record points at by that digest.
+    pub(super) fn get(&self, digest: &str) -> Option<Arc<ImageFacts>> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned()
     }
 

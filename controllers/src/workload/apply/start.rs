@@ -112,7 +112,7 @@ impl Applier<'_> {
         let mut own_labels = self.labels(start);
         if wish.probes.is_empty() && (!start.init || wish.sidecar) {
             let failed = |source| Error::Runtime { container: wish.name.clone(), doing: "reading its image", source };
-            let wishes = self.ctx.drivers.runtime.image_wishes(start.image).await.map_err(failed)?;
+            let wishes = self.ctx.drivers.runtime.image_wishes(start.image, start.digest).await.map_err(failed)?;
             let probe = wishes.health_check.as_ref().map(probes::of_image);
             let text = probe.and_then(|probe| serde_json::to_string(&probe).ok());
             if let Some(text) = text.filter(|text| text.len() <= hooks::LABEL_MAX) {
