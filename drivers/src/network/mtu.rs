@@ -26,13 +26,6 @@ pub(super) fn fit(network: &NetworkSpec, place: &Place, netns: &Netns) -> Result
 }
 
 /// The MTU that links inside have to have; `None` where the parent's is as good as any.
-fn wanted(network: &NetworkSpec) -> Option<u32> {
+pub(super) fn wanted(network: &NetworkSpec) -> Option<u32> {
     if network.driver.has_bridge() { Some(super::bridge::mtu(network)) } else { network.mtu }
-}
-
-/// Whether the link inside has the network's MTU. What cannot be read is not right.
-pub(super) fn is_right(network: &NetworkSpec, place: &Place, netns: &Netns) -> bool {
-    let Some(wanted) = wanted(network) else { return true };
-    let look = || Ok(Links::open()?.find(place.spec.ifname.as_str()));
-    matches!(netns.run(look), Ok(Ok(Some(link))) if link.mtu == wanted)
 }

@@ -55,7 +55,9 @@ impl Node {
                 if network.driver.has_bridge() {
                     self.watched.expect(&host, Role::Port);
                 }
-                self.publish_names();
+                if self.is_told_more(&spec.sandbox) {
+                    self.publish_names();
+                }
                 Ok(Attaching::Done(Box::new(self.book.attachment(&place, true))))
             }
             Err(error) => {
@@ -68,6 +70,15 @@ impl Node {
                 Err(error)
             }
         }
+    }
+
+    /// Whether the sandbox is told more than whoever is unknown in its network, or answers to a name: what is attached for
+    /// the first time gets its names after that.
+    fn is_told_more(&self, sandbox: &SandboxId) -> bool {
+        let names = &self.book.names;
+        self.book.places_of(sandbox).count() > 1
+            || names.contains_key(sandbox)
+            || names.values().any(|names| names.at.as_ref() == Some(sandbox))
     }
 
     /// Lets the sandbox send by the addresses of its place `now`, and no longer by those of `before`.
@@ -358,21 +369,26 @@ pub(super) fn configure(network: &NetworkSpec, place: &Place) -> io::Result<Resu
 
 /// Whether the link inside, its MTU and its limits are as they should be.
 fn is_sound(network: &NetworkSpec, place: &Place, netns: &Netns) -> bool {
-    is_sound_inside(network, place, netns)
-        && super::mtu::is_right(network, place, netns)
+    is_as_wished(network, place, netns, super::mtu::wanted(network))
         && super::bandwidth::is_right(network, place, netns)
 }
 
 /// Whether the link inside is there with its addresses and routes. What cannot be read is not sound. A sandbox that may speak
 /// for others may make its link part of something else, which then has the addresses.
 pub(super) fn is_sound_inside(network: &NetworkSpec, place: &Place, netns: &Netns) -> bool {
+    is_as_wished(network, place, netns, None)
+}
+
+/// [`is_sound_inside`], and the link has this MTU.
+fn is_as_wished(network: &NetworkSpec, place: &Place, netns: &Netns, mtu: Option<u32>) -> bool {
     let check = || -> io::Result<Result<bool, Refused>> {
         let mut links = Links::open()?;
         Ok((|| {
             let Some(link) = links.find(place.spec.ifname.as_str())? else { return Ok(false) };
             let for_others = place.spec.link.speaks_for_others;
             let own_mac = !for_others && !matches!(network.driver, Driver::Ipvlan { .. });
-            if !link.up || (own_mac && link.mac != Some(place.mac())) {
+            let fits = mtu.is_none_or(|wanted| link.mtu == wanted);
+            if !link.up || !fits || (own_mac && link.mac != Some(place.mac())) {
                 return Ok(false);
             }
             let held = links.addresses()?;
