@@ -35,15 +35,18 @@ impl Hierarchies {
     }
 
     pub(super) fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<Option<Excess>, Error> {
+        let mut is_new = true;
         for controller in CONTROLLERS {
             let Some(group) = self.group(controller, path) else { continue };
+            is_new &= !group.dir.exists();
             match controller {
                 "cpuset" => make_cpuset(&self.root.join(controller), path)?,
                 _ => std::fs::create_dir_all(&group.dir).map_err(group.error("making it".to_owned()))?,
             }
             crate::failpoint::passed("making a cgroup");
         }
-        self.set_limits(path, limits)
+        // The kernel makes them without limits.
+        if is_new && *limits == Limits::default() { Ok(None) } else { self.set_limits(path, limits) }
     }
 
     fn set_limits(&self, path: &CgroupPath, limits: &Limits) -> Result<Option<Excess>, Error> {
