@@ -176,7 +176,7 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
         called::tell(ctx, object, &desired, after, &plan).await;
     }
     applied?;
-    let Some(after) = after else { return Ok(Outcome::Settled) };
+    let Some(mut after) = after else { return Ok(Outcome::Settled) };
     if desired.intent == Intent::Delete && observe::is_clear(&after) {
         let logs = log_directory(&ctx.settings.data_dir, object);
         crate::blocking(move || nodelet_drivers::logs::remove(&logs)).await.map_err(Error::Logs)?;
@@ -184,6 +184,21 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
         ctx.histories.remove(uid).await.map_err(Error::Revisions)?;
         set_finalizer(&ctx.client, object, labels::FINALIZER, false).await?;
         return Ok(Outcome::Settled);
+    }
+    let mut again_in = plan.again_in;
+    // No event tells of a start of our own: what became healthy by it is judged at once, as the next pass would.
+    let became_healthy = desired.intent == Intent::Run
+        && observed.healthy_for.is_none()
+        && !is_batch(&desired)
+        && update::is_healthy(&desired, &after);
+    if became_healthy {
+        let (progress, healthy_for) = ctx.histories.observe(uid, &desired.revision, true);
+        after.healthy_for = healthy_for;
+        update.again_in = None;
+        let replaced = advance(ctx, object, &references, &desired, &after, &progress, &mut update).await?;
+        let next = plan::plan(&desired, &after, ctx.now());
+        let goes_on = replaced || !next.steps.is_empty();
+        again_in = if goes_on { Some(std::time::Duration::ZERO) } else { next.again_in };
     }
     let report = Report::Seen { desired: &desired, before: &observed, observed: &after, plan: &plan, update: &update };
     status::publish(ctx, object, report).await;
@@ -199,19 +214,13 @@ async fn pass(ctx: &Arc<Context>, object: &Workload) -> Result<Outcome, Error> {
         return expire(ctx, object).await;
     }
     let life = life.map(|life| life + std::time::Duration::from_millis(5));
-    // No event tells of a start of our own: what became healthy by it is judged by a pass that finds it so.
-    let judge = desired.intent == Intent::Run
-        && observed.healthy_for.is_none()
-        && !is_batch(&desired)
-        && update::is_healthy(&desired, &after);
-    let judge = judge.then_some(std::time::Duration::ZERO);
-    // Nor of memory that is given back.
+    // No event tells of memory that is given back.
     let resized = plan.steps.iter().filter_map(|step| match step {
         plan::Step::UpdateLimits { id, .. } => ctx.resizes.unfinished(id)?.rest,
         _ => None,
     });
     let resizes = resized.min();
-    let again_in = plan.again_in.into_iter().chain(update.again_in).chain(life).chain(judge).chain(resizes).min();
+    let again_in = again_in.into_iter().chain(update.again_in).chain(life).chain(resizes).min();
     Ok(match again_in {
         Some(after) => Outcome::Again(after),
         None if desired.intent != Intent::Run && !observe::is_clear(&after) => {
