@@ -1,7 +1,8 @@
 //! `make bench`: how long it takes until containers run, how soon a dead one has a successor, and what the tool weighs
 //! and burns meanwhile; against other tools, on this machine, in one run.
 //!
-//! Each tool runs in namespaces of its own with its state in memory, one after the other, on the same busybox image.
+//! Each tool runs in namespaces of its own with its state in memory, on the same busybox image: one after the other, and
+//! all of them again in the next round, since a machine may be quicker at one time than at another.
 //! Every container says that it runs by a line into a pipe, the first thing that it does: nobody looks again and again,
 //! and all tools are timed by the same clock, from the command to the line.
 
@@ -31,11 +32,14 @@ pub(crate) struct Options {
     /// How many containers to start at a time.
     #[arg(long, value_delimiter = ',', default_values_t = [20, 100])]
     counts: Vec<usize>,
-    /// Times to repeat each of these; the median counts.
+    /// How many rounds all tools go through.
     #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Times to repeat each count in a round; the median of all rounds counts.
+    #[arg(long, default_value_t = 2)]
     runs: usize,
-    /// Starts of one container, and deaths of one.
-    #[arg(long, default_value_t = 50)]
+    /// Starts of one container, and deaths of one, in a round.
+    #[arg(long, default_value_t = 15)]
     singles: usize,
     /// How long to look at a node that has nothing to do, in seconds.
     #[arg(long, default_value_t = 20)]
@@ -67,13 +71,15 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     let release = if options.containerd_2 { Release::V2 } else { Release::System };
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let mut all = Vec::new();
-    for setup in &SETUPS {
-        one(options, setup.name, || Nodelet::start(setup, release), &mut all)?;
-    }
-    one(options, "ctr", || Ctr::start(release), &mut all)?;
-    if !options.containerd_2 {
-        one(options, "podman", Podman::start, &mut all)?;
-        one(options, "docker", Docker::start, &mut all)?;
+    for round in 1..=options.rounds {
+        for setup in &SETUPS {
+            one(options, round, setup.name, || Nodelet::start(setup, release), &mut all)?;
+        }
+        one(options, round, "ctr", || Ctr::start(release), &mut all)?;
+        if !options.containerd_2 {
+            one(options, round, "podman", Podman::start, &mut all)?;
+            one(options, round, "docker", Docker::start, &mut all)?;
+        }
     }
     ensure!(!all.is_empty(), "nothing was measured");
     let table = report::tables(&all, &options.counts);
@@ -85,10 +91,12 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Measures one tool, unless it is to be left out or is not here.
+/// Gives one tool its turn, unless it is to be left out or is not here. What takes long and depends little on the machine's
+/// mood is measured in the last round.
 #[allow(clippy::print_stderr)] // progress
 fn one(
     options: &Options,
+    round: usize,
     name: &str,
     start: impl FnOnce() -> Result<Option<Box<dyn Peer>>>,
     all: &mut Vec<Figures>,
@@ -96,20 +104,32 @@ fn one(
     if options.without.iter().any(|left_out| left_out == name) {
         return Ok(());
     }
-    match start().with_context(|| format!("starting {name}"))? {
+    let Some(mut peer) = start().with_context(|| format!("starting {name}"))? else {
+        eprintln!("{name} is not installed: left out");
+        return Ok(());
+    };
+    let known = all.iter().position(|figures| figures.name == peer.name());
+    let mut figures = known.map_or_else(Figures::default, |at| std::mem::take(&mut all[at]));
+    figures.name = peer.name().to_owned();
+    let peer = peer.as_mut();
+    let measured = times(peer, options, &mut figures)
+        .and_then(|()| if round == options.rounds { needs(peer, options, &mut figures) } else { Ok(()) })
+        .with_context(|| format!("measuring {name}"));
+    match (measured, known) {
         // A peer that cannot do it on this machine does not cost the figures of all the others; nodelet has to.
-        Some(mut peer) => match figures(peer.as_mut(), options).with_context(|| format!("measuring {name}")) {
-            Err(error) if !name.starts_with("nodelet") => eprintln!("left out: {error:#}"),
-            measured => all.push(measured?),
-        },
-        None => eprintln!("{name} is not installed: left out"),
+        (Err(error), _) if !name.starts_with("nodelet") => eprintln!("left out: {error:#}"),
+        (Err(error), _) => return Err(error),
+        (Ok(()), Some(at)) => all[at] = figures,
+        (Ok(()), None) => all.push(figures),
     }
+    all.retain(|figures| !figures.name.is_empty());
     Ok(())
 }
 
+/// How soon containers run, and how soon a dead one has a successor.
 #[allow(clippy::print_stderr)] // progress
-fn figures(peer: &mut dyn Peer, options: &Options) -> Result<Figures> {
-    let mut figures = Figures { name: peer.name().to_owned(), idle: peer.memory()?, ..Figures::default() };
+fn times(peer: &mut dyn Peer, options: &Options, figures: &mut Figures) -> Result<()> {
+    figures.idle = peer.memory()?;
     // The first start of all pays for what every later one finds in the page cache.
     timed_up(peer, 1, Load::Nothing)?;
     peer.down()?;
@@ -124,24 +144,10 @@ fn figures(peer: &mut dyn Peer, options: &Options) -> Result<Figures> {
         quantile(&figures.single, 99)
     );
     for &count in &options.counts {
-        let mut times = Vec::new();
-        for run in 1..=options.runs {
-            times.push(timed_up(peer, count, Load::Nothing)?);
-            eprintln!("{}: {count} up in {:?}, run {run}", figures.name, times.last());
-            if Some(&count) == options.counts.iter().max() && run == options.runs {
-                figures.loaded = at_rest(peer)?.memory()?;
-                figures.steady = Some(peer.steady(Duration::from_secs(options.steady))?);
-            }
-            peer.down()?;
-        }
-        figures.up.push((count, quantile(&times, 50)));
-    }
-    let most = options.counts.iter().max().copied().unwrap_or(1);
-    for (load, into) in [(Load::Exec, &mut figures.exec_probes), (Load::Http, &mut figures.http_probes)] {
-        if peer.can(load) {
-            timed_up(peer, most, load)?;
-            *into = Some(at_rest(peer)?.steady(Duration::from_secs(options.steady))?);
-            eprintln!("{}: probed {load:?}: {into:?}", figures.name);
+        for _ in 0..options.runs {
+            let time = timed_up(peer, count, Load::Nothing)?;
+            eprintln!("{}: {count} up in {time:?}", figures.name);
+            figures.up.entry(count).or_default().push(time);
             peer.down()?;
         }
     }
@@ -155,7 +161,27 @@ fn figures(peer: &mut dyn Peer, options: &Options) -> Result<Figures> {
         figures.successor.push(peer.successor()?);
         peer.down()?;
     }
-    Ok(figures)
+    Ok(())
+}
+
+/// What the tool needs while nobody asks for anything, with the highest number of containers.
+#[allow(clippy::print_stderr)] // progress
+fn needs(peer: &mut dyn Peer, options: &Options, figures: &mut Figures) -> Result<()> {
+    let most = options.counts.iter().max().copied().unwrap_or(1);
+    let steady = Duration::from_secs(options.steady);
+    timed_up(peer, most, Load::Nothing)?;
+    figures.loaded = at_rest(peer)?.memory()?;
+    figures.steady = Some(peer.steady(steady)?);
+    peer.down()?;
+    for (load, into) in [(Load::Exec, &mut figures.exec_probes), (Load::Http, &mut figures.http_probes)] {
+        if peer.can(load) {
+            timed_up(peer, most, load)?;
+            *into = Some(at_rest(peer)?.steady(steady)?);
+            eprintln!("{}: probed {load:?}: {into:?}", figures.name);
+            peer.down()?;
+        }
+    }
+    Ok(())
 }
 
 /// Waits until what follows a start is over: a revision is recorded as good ten seconds after it.

@@ -1,5 +1,6 @@
 //! What is measured of a tool.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::usage::{Memory, Steady};
@@ -11,8 +12,8 @@ pub(crate) struct Figures {
     pub(crate) name: String,
     /// From the command to the first instruction of one container.
     pub(crate) single: Vec<Duration>,
-    /// From the command to the first instruction of the last of so many.
-    pub(crate) up: Vec<(usize, Duration)>,
+    /// From the command to the first instruction of the last of so many, each time.
+    pub(crate) up: BTreeMap<usize, Vec<Duration>>,
     /// Without containers.
     pub(crate) idle: Memory,
     /// With the highest number of containers.

@@ -34,9 +34,10 @@ fn times(all: &[Figures], counts: &[usize]) -> String {
         };
         table += &format!("| {} ", figures.name);
         table += &format!("| {} | {} |", percentile(|of| &of.single, 50), percentile(|of| &of.single, 99));
-        for (row, (_, time)) in figures.up.iter().enumerate() {
-            let base = first.and_then(|first| first.up.get(row)).map(|(_, time)| *time);
-            table += &format!(" {} |", with_ratio(*time, base));
+        for count in counts {
+            let median = |of: &Figures| of.up.get(count).map(|times| quantile(times, 50));
+            let time = median(figures).unwrap_or_default();
+            table += &format!(" {} |", with_ratio(time, first.and_then(median)));
         }
         table += &format!(" {} | {} |\n", percentile(|of| &of.successor, 50), percentile(|of| &of.successor, 99));
     }
@@ -114,7 +115,7 @@ pub(crate) fn section(table: &str, options: &Options, release: Release, load: &s
         "## {title}\n\nMade by `make bench`; do not edit.\n\n\
          {cores} cores and {:.0} GiB, everything in memory, image present, containers of busybox that say that they run and then\n\
          sleep: the time is from the command to that line of the last container. One container: {} starts; more: the median\n\
-         of {} runs. nodelet gives each Workload an address on a bridge, a filter of system calls and a log; `ctr` runs four\n\
+         of {} runs, the tools by turns, each turn on a node of its own. nodelet gives each Workload an address on a bridge, a filter of system calls and a log; `ctr` runs four\n\
          at once, without any of these; podman and docker run four at once on their default bridge. *Death → successor* is\n\
          from SIGKILL of a container's process to its successor's line, restart policy `always`. The ratio is to the first\n\
          row. The load of the machine when it began: {}.\n\n\
@@ -122,8 +123,8 @@ pub(crate) fn section(table: &str, options: &Options, release: Release, load: &s
          containerd, shims, monitors and loggers. *Steady* is over {} s with that many containers and nothing to do, in shares\n\
          of a core; then with a probe of each container every second.\n\n{table}\n{}",
         mebibytes(kibibytes) / 1024.0,
-        options.singles,
-        options.runs,
+        options.singles * options.rounds,
+        options.runs * options.rounds,
         load.split(' ').next().unwrap_or_default(),
         options.counts.iter().max().copied().unwrap_or_default(),
         options.steady,
