@@ -332,11 +332,12 @@ impl Applier<'_> {
         self.ctx.drivers.networks.attach(&spec).await.map_err(|source| Error::Network { doing: doing(), source })
     }
 
+    /// Where a sandbox is attached, and by which addresses.
     async fn attachments(&self, id: &SandboxId) -> Result<Vec<Attachment>, Error> {
         self.ctx
             .drivers
             .networks
-            .attachments_of(id)
+            .recorded_of(id)
             .await
             .map_err(|source| Error::Network { doing: "reading attachments".to_owned(), source })
     }

@@ -40,7 +40,7 @@ pub async fn run(drivers: &Drivers, target: &Target, hook: &LifecycleHandler, li
 /// Where the requests of a container's hooks go.
 pub async fn target(drivers: &Drivers, id: &ContainerId, sandbox: &SandboxId, ports: &[(String, u16)]) -> Target {
     let netns = drivers.sandboxes.get(sandbox).await.ok().flatten().and_then(|sandbox| sandbox.netns);
-    let attachments = drivers.networks.attachments_of(sandbox).await.unwrap_or_default();
+    let attachments = drivers.networks.recorded_of(sandbox).await.unwrap_or_default();
     let address = attachments.iter().flat_map(|a| &a.addresses).map(ipnet::IpNet::addr).next();
     Target { container: id.clone(), netns, address, ports: ports.to_vec() }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::fake::FakeNetworks;
 use super::tests::world::{key, network, on_a_node, published, sandbox, wish};
-use super::{Error, NetworkEvent, Networks, PublishedPort};
+use super::{Attachment, Error, NetworkEvent, Networks, PublishedPort};
 
 /// The suite. `netns` makes a namespace to attach.
 async fn suite(networks: &impl Networks, netns: impl Fn(&str) -> PathBuf) {
@@ -50,6 +50,8 @@ async fn suite(networks: &impl Networks, netns: impl Fn(&str) -> PathBuf) {
     assert_ne!(first.addresses, second.addresses);
     assert_ne!(first.mac, second.mac);
     assert_eq!(networks.list_attachments().await.unwrap(), [first.clone(), second.clone()]);
+    let recorded = networks.recorded_of(&sandbox("b")).await.unwrap();
+    assert_eq!(recorded, [Attachment { complete: recorded[0].complete, ..second.clone() }]);
     assert_eq!(networks.attachments_of(&sandbox("b")).await.unwrap(), [second]);
     let missing = networks.attach(&wish("a", "none", &a, &[])).await.unwrap_err();
     assert!(matches!(missing, Error::NotFound(_)));

@@ -112,6 +112,14 @@ impl Networks for LinuxNetworks {
         self.run(move |node| node.list_attachments(Some(&sandbox))).await
     }
 
+    async fn recorded_of(&self, sandbox: &SandboxId) -> Result<Vec<Attachment>, Error> {
+        let sandbox = sandbox.clone();
+        self.run(move |node| {
+            Ok(node.book.places_of(&sandbox).map(|place| node.book.attachment(place, false)).collect())
+        })
+        .await
+    }
+
     async fn ports_of(&self, sandbox: &SandboxId) -> Result<Vec<(PublishedPort, bool)>, Error> {
         let sandbox = sandbox.clone();
         let ports = self.run(move |node| node.list_ports(Some(&sandbox))).await?;
