@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use kube::runtime::Controller;
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::events::EventType;
@@ -21,22 +21,31 @@ use nodelet_drivers::room;
 
 use crate::context::{Context, chain};
 
+mod changes;
+
+pub use changes::Changes;
+
 /// Nothing tells when a full file system has room again; a look costs little.
 const ROOM_AGAIN: Duration = Duration::from_secs(15);
 
 /// A controller over all objects of a kind, woken by changes of what is wanted: a status that we write ourselves is no
 /// reason to look again, and must not outrun a back-off.
-pub fn controller<K>(client: &Client) -> Controller<K>
+///
+/// What the watch tells goes to the [`Changes`] as well, all of it.
+pub fn controller<K>(client: &Client) -> (Controller<K>, Changes<K>)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
     let (reader, writer) = reflector::store();
+    let changes = Changes::new();
+    let told = changes.clone();
     let wanted = watcher(Api::all(client.clone()), watcher::Config::default())
         .default_backoff()
         .reflect(writer)
+        .inspect_ok(move |event| told.tell(event))
         .applied_objects()
         .predicate_filter(wish::<K>, Default::default());
-    Controller::for_stream(wanted, reader)
+    (Controller::for_stream(wanted, reader), changes)
 }
 
 /// A fingerprint of everything that people and finalizers say about an object, its status left out.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use nodelet_crds::common::condition_type;
@@ -75,12 +75,11 @@ pub async fn run(
     }
 
     let every = watcher::Config::default;
-    let all = |client: &Client| client.clone();
-    let workloads = controller::controller::<Workload>(&client);
-    let images = controller::controller::<Image>(&client);
-    let networks = controller::controller::<Network>(&client);
-    let volumes = controller::controller::<Volume>(&client);
-    let limits = controller::controller::<ResourceLimit>(&client);
+    let (workloads, workload_changes) = controller::controller::<Workload>(&client);
+    let (images, image_changes) = controller::controller::<Image>(&client);
+    let (networks, network_changes) = controller::controller::<Network>(&client);
+    let (volumes, volume_changes) = controller::controller::<Volume>(&client);
+    let (limits, limit_changes) = controller::controller::<ResourceLimit>(&client);
 
     let pulls = Pulls::new(drivers.images.clone(), settings.collector.clone(), shutdown.clone());
     let containers = ContainerCache::new(drivers.runtime.clone());
@@ -102,14 +101,15 @@ pub async fn run(
     let workloads = {
         let (c1, c2, c3, c4, c5, c6) = (ctx.clone(), ctx.clone(), ctx.clone(), ctx.clone(), ctx.clone(), ctx.clone());
         let c7 = ctx.clone();
+        let all = || everything(&ctx.stores.workloads);
         workloads
-            .watches(Api::<ConfigMap>::all(all(&client)), every(), move |o| refs::users_of_config_map(&c1, &o))
-            .watches(Api::<Secret>::all(all(&client)), every(), move |o| refs::users_of_secret(&c2, &o))
-            .watches(Api::<Volume>::all(all(&client)), every(), move |o| refs::users_of_volume(&c3, &o))
-            .watches(Api::<Network>::all(all(&client)), every(), move |o| refs::users_of_network(&c4, &o))
-            .watches(Api::<ResourceLimit>::all(all(&client)), every(), move |o| refs::users_of_limit(&c5, &o))
-            .watches(Api::<Workload>::all(all(&client)), every(), move |o| refs::dependents_of(&c6, &o))
-            .watches(Api::<Image>::all(all(&client)), every(), move |o| refs::held_by_image(&c7, &o))
+            .watches(Api::<ConfigMap>::all(client.clone()), every(), move |o| refs::users_of_config_map(&c1, &o))
+            .watches(Api::<Secret>::all(client.clone()), every(), move |o| refs::users_of_secret(&c2, &o))
+            .reconcile_on(volume_changes.concerned(move |o| refs::users_of_volume(&c3, o), all()))
+            .reconcile_on(network_changes.concerned(move |o| refs::users_of_network(&c4, o), all()))
+            .reconcile_on(limit_changes.concerned(move |o| refs::users_of_limit(&c5, o), all()))
+            .reconcile_on(workload_changes.concerned(move |o| refs::dependents_of(&c6, o), all()))
+            .reconcile_on(image_changes.concerned(move |o| refs::held_by_image(&c7, o), all()))
             .reconcile_on(ReceiverStream::new(woken_workloads))
             .reconcile_on(pulled(&ctx, |ctx, reference| {
                 let state = ctx.stores.workloads.state();
@@ -121,16 +121,12 @@ pub async fn run(
             }))
     };
     let images = {
-        let ctx = ctx.clone();
+        let (c1, c2) = (ctx.clone(), ctx.clone());
+        let leaving =
+            workload_changes.concerned(move |o| refs::leaving_images_of(&c2, o), everything(&ctx.stores.images));
         images
-            .watches(Api::<Secret>::all(all(&client)), every(), {
-                let ctx = ctx.clone();
-                move |o| refs::images_with_secret(&ctx, &o)
-            })
-            .watches(Api::<Workload>::all(all(&client)), every(), {
-                let ctx = ctx.clone();
-                move |o| refs::leaving_images_of(&ctx, &o)
-            })
+            .watches(Api::<Secret>::all(client.clone()), every(), move |o| refs::images_with_secret(&c1, &o))
+            .reconcile_on(leaving)
             .reconcile_on(pulled(&ctx, |ctx, reference| {
                 let state = ctx.stores.images.state();
                 state
@@ -141,15 +137,15 @@ pub async fn run(
             }))
     };
     let networks = networks.reconcile_on(ReceiverStream::new(woken_networks));
-    let volumes = volumes.watches(Api::<Workload>::all(all(&client)), every(), refs::volumes_of);
-    let limits = limits.watches(Api::<Workload>::all(all(&client)), every(), refs::limit_of).watches(
-        Api::<ResourceLimit>::all(all(&client)),
-        every(),
-        {
-            let ctx = ctx.clone();
-            move |o| refs::limits_around(&ctx, &o)
-        },
-    );
+    let mounted = workload_changes.concerned(refs::volumes_of, everything(&volumes.store()));
+    let volumes = volumes.reconcile_on(mounted);
+    let limits = {
+        let c1 = ctx.clone();
+        let all = || everything(&ctx.stores.resource_limits);
+        limits
+            .reconcile_on(workload_changes.concerned(refs::limit_of, all()))
+            .reconcile_on(limit_changes.concerned(move |o| refs::limits_around(&c1, o), all()))
+    };
 
     ctx.evictions.wake_by(wake_workload.clone());
     let runtime_events = ctx.drivers.runtime.events();
@@ -177,6 +173,15 @@ pub async fn run(
     ctx.tasks.close();
     ctx.tasks.wait().await;
     Ok(())
+}
+
+/// All objects of a store, whatever it has by then.
+fn everything<K>(store: &Store<K>) -> impl Fn() -> Vec<ObjectRef<K>> + Send + 'static
+where
+    K: kube::Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+{
+    let store = store.clone();
+    move || store.state().iter().map(|object| ObjectRef::from_obj(&**object)).collect()
 }
 
 /// Objects concerned by a changed transfer; `None` stands for "any", after missed changes.

@@ -69,13 +69,13 @@ pub fn dependents_of(ctx: &Context, object: &Workload) -> Vec<ObjectRef<Workload
 }
 
 /// The Volumes that a Workload mounts: their use changed.
-pub fn volumes_of(object: Workload) -> Vec<ObjectRef<Volume>> {
+pub fn volumes_of(object: &Workload) -> Vec<ObjectRef<Volume>> {
     let namespace = object.namespace().unwrap_or_default();
-    volumes(&object).map(|name| object_ref(&namespace, name)).collect()
+    volumes(object).map(|name| object_ref(&namespace, name)).collect()
 }
 
 /// The ResourceLimit that a Workload is under: its members changed.
-pub fn limit_of(object: Workload) -> Option<ObjectRef<ResourceLimit>> {
+pub fn limit_of(object: &Workload) -> Option<ObjectRef<ResourceLimit>> {
     let namespace = object.namespace().unwrap_or_default();
     object.spec.resource_limit.as_deref().map(|name| object_ref(&namespace, name))
 }
