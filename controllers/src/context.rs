@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::attempts::Attempts;
 use crate::backoff::RestartBackoff;
+use crate::controller::ReadOnce;
 use crate::events::Recorder;
 use crate::eviction::{EvictionSettings, Evictions};
 use crate::image::archives::Archives;
@@ -116,6 +117,12 @@ pub struct Stores {
     pub networks: Store<Network>,
     /// All ResourceLimits.
     pub resource_limits: Store<ResourceLimit>,
+    /// Whether all Workloads have been read.
+    pub workloads_read: ReadOnce,
+    /// Whether all Images have been read.
+    pub images_read: ReadOnce,
+    /// Whether all ResourceLimits have been read.
+    pub resource_limits_read: ReadOnce,
 }
 
 /// Given to every reconcile.

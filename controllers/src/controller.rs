@@ -23,7 +23,7 @@ use crate::context::{Context, chain};
 
 mod changes;
 
-pub use changes::Changes;
+pub use changes::{Changes, ReadOnce};
 
 /// Nothing tells when a full file system has room again; a look costs little.
 const ROOM_AGAIN: Duration = Duration::from_secs(15);

@@ -52,7 +52,7 @@ pub struct EvictionSettings {
 pub(crate) async fn run(ctx: Arc<Context>, stop: CancellationToken) {
     tokio::select! {
         // Cancel-safe: both only wait.
-        read = ctx.stores.workloads.wait_until_ready() => if read.is_err() { return },
+        read = ctx.stores.workloads_read.wait() => if !read { return },
         () = stop.cancelled() => return,
     }
     let mut stalls = MemoryStalls::open(Path::new(pressure::MEMORY))

@@ -161,13 +161,10 @@ impl Goal {
 pub(crate) async fn run(ctx: Arc<Context>, stop: CancellationToken) {
     let collector = ctx.settings.collector.clone();
     let mut requests = collector.requests.lock().await;
-    let read = async {
-        ctx.stores.workloads.wait_until_ready().await?;
-        ctx.stores.images.wait_until_ready().await
-    };
+    let read = async { ctx.stores.workloads_read.wait().await && ctx.stores.images_read.wait().await };
     tokio::select! {
         // Cancel-safe: both only wait.
-        read = read => if read.is_err() { return },
+        read = read => if !read { return },
         () = stop.cancelled() => return,
     }
     let mut uses = Uses::load(uses_file(&ctx)).await;

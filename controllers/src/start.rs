@@ -88,6 +88,9 @@ pub async fn run(
         images: images.store(),
         networks: networks.store(),
         resource_limits: limits.store(),
+        workloads_read: workload_changes.read_once(),
+        images_read: image_changes.read_once(),
+        resource_limits_read: limit_changes.read_once(),
     };
     let (wake_workload, woken_workloads) = mpsc::channel::<ObjectRef<Workload>>(1024);
     let probers = Probers::new(wake_workload.clone());
@@ -147,6 +150,8 @@ pub async fn run(
             .reconcile_on(limit_changes.concerned(move |o| refs::limits_around(&c1, o), all()))
     };
 
+    // From now on the watches alone tell, so that nobody waits for one that has ended.
+    drop((workload_changes, image_changes, network_changes, volume_changes, limit_changes));
     ctx.evictions.wake_by(wake_workload.clone());
     let runtime_events = ctx.drivers.runtime.events();
     tokio::join!(

@@ -102,6 +102,11 @@ async fn pass(ctx: &Arc<Context>, object: &Volume) -> Result<Outcome, Error> {
             return Ok(Outcome::Settled);
         }
     };
+    // Before all Workloads have been read, nobody knows who uses it.
+    if !ctx.stores.workloads_read.wait().await {
+        // The agent stops.
+        return Ok(Outcome::Settled);
+    }
     let users = users(ctx, object);
     if object.metadata.deletion_timestamp.is_some() {
         return let_go(ctx, object, &desired, users).await;

@@ -299,6 +299,44 @@ async fn a_restart_of_the_agent_touches_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_in_use_outlives_a_restart_of_the_agent() {
+    let node = TestNode::start().await;
+    node.apply(serde_json::json!({
+        "apiVersion": "nodelet.dev/v1alpha1", "kind": "Volume", "metadata": {"name": "data"},
+        "spec": {"local": {}, "reclaimPolicy": "Delete"}
+    }))
+    .await;
+    let container = serde_json::json!({
+        "name": "main", "image": "web:1", "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    });
+    let spec = serde_json::json!({
+        "containers": [container], "volumes": [{"name": "data", "volume": {"name": "data"}}],
+    });
+    node.apply(web(spec.clone())).await;
+    node.ready("web").await;
+    node.api::<Volume>().delete("data", &DeleteParams::default()).await.unwrap();
+    node.until("data", "held back", |v: Option<&Volume>| {
+        v.and_then(|v| v.status.as_ref()).is_some_and(|s| !s.used_by.is_empty())
+    })
+    .await;
+    node.stop_agent().await;
+    // Reading all of these takes longer than reading the one Volume.
+    let image = serde_json::json!([{"name": "main", "image": "web:1"}]);
+    for number in 0..600 {
+        let idle = serde_json::json!({"containers": image, "stopped": true});
+        node.apply(workload(&format!("idle{number}"), idle)).await;
+    }
+    node.start_agent();
+    let mut changed = spec;
+    changed["terminationGracePeriodSeconds"] = 3.into();
+    node.apply(web(changed)).await;
+    node.ready("web").await;
+    let held = node.api::<Volume>().get("data").await.expect("what is in use stays");
+    assert_eq!(held.status.unwrap().used_by, ["web"]);
+    node.stop_agent().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_others_break_is_repaired_by_the_event() {
     let node = TestNode::start().await;
     node.apply(web(serde_json::json!({}))).await;

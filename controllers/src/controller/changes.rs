@@ -6,36 +6,64 @@ use futures::{Stream, StreamExt, stream};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher::Event;
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::watch;
 
 /// How many changes a controller may be behind before it looks at everything.
 const CHANNEL: usize = 256;
 
-/// Every change of an object, as soon as the store has it: additions, deletions, and writes of its status.
+/// Every change of an object, as soon as the store has it: additions, deletions, and writes of its status. When all objects
+/// have been read, at the start or anew, that is one change of all: what was deleted meanwhile is not told by itself.
 pub struct Changes<K> {
-    sender: broadcast::Sender<Arc<K>>,
+    sender: broadcast::Sender<Option<Arc<K>>>,
+    read: watch::Sender<bool>,
 }
 
 impl<K> Clone for Changes<K> {
     fn clone(&self) -> Self {
-        Self { sender: self.sender.clone() }
+        Self { sender: self.sender.clone(), read: self.read.clone() }
+    }
+}
+
+/// Tells when all objects of a kind have been read once. Any number of tasks may wait for it; kube's
+/// `Store::wait_until_ready` wakes the last of them only.
+#[derive(Clone)]
+pub struct ReadOnce(watch::Receiver<bool>);
+
+impl ReadOnce {
+    /// Waits for it; `false` when the agent stops before.
+    pub async fn wait(&self) -> bool {
+        self.0.clone().wait_for(|read| *read).await.is_ok()
     }
 }
 
 impl<K: Clone + Send + Sync + 'static> Changes<K> {
     pub(super) fn new() -> Self {
-        Self { sender: broadcast::Sender::new(CHANNEL) }
+        Self { sender: broadcast::Sender::new(CHANNEL), read: watch::Sender::new(false) }
+    }
+
+    /// To wait for the first of them.
+    pub fn read_once(&self) -> ReadOnce {
+        ReadOnce(self.read.subscribe())
     }
 
     pub(super) fn tell(&self, event: &Event<K>) {
-        if let Event::Apply(object) | Event::InitApply(object) | Event::Delete(object) = event
-            && self.sender.receiver_count() > 0
-        {
-            // Nobody listening any more is fine.
-            let _ = self.sender.send(Arc::new(object.clone()));
+        if let Event::InitDone = event {
+            self.read.send_replace(true);
         }
+        if self.sender.receiver_count() == 0 {
+            return;
+        }
+        let change = match event {
+            Event::Apply(object) | Event::Delete(object) => Some(Arc::new(object.clone())),
+            Event::InitDone => None,
+            // The store takes over all of them at once, when they are complete.
+            Event::Init | Event::InitApply(_) => return,
+        };
+        // Nobody listening any more is fine.
+        let _ = self.sender.send(change);
     }
 
-    /// Objects that changes from now on concern; after missed changes all of `everything`.
+    /// Objects that changes from now on concern; all of `everything` when all have changed, or changes were missed.
     pub fn concerned<O, M>(
         &self,
         map: impl Fn(&K) -> M + Send + 'static,
@@ -49,7 +77,7 @@ impl<K: Clone + Send + Sync + 'static> Changes<K> {
         let changes = self.sender.subscribe();
         let told = stream::unfold(changes, |mut changes| async move {
             match changes.recv().await {
-                Ok(object) => Some((Some(object), changes)),
+                Ok(change) => Some((change, changes)),
                 Err(RecvError::Lagged(_)) => Some((None, changes)),
                 Err(RecvError::Closed) => None,
             }
@@ -70,7 +98,7 @@ mod tests {
     use nodelet_crds::workload::Workload;
 
     #[tokio::test]
-    async fn who_lags_behind_looks_at_everything() {
+    async fn changes_are_told_and_who_cannot_be_told_looks_at_everything() {
         let changes = Changes::<Workload>::new();
         let workload = |name: &str| Workload::new(name, Default::default());
         let image = |name: &str| ObjectRef::<Image>::new(name);
@@ -79,17 +107,33 @@ mod tests {
         let concerned = changes
             .concerned(move |workload| workload.metadata.name.as_deref().map(image), move || vec![image("everything")]);
         let mut concerned = Box::pin(concerned);
-        changes.tell(&Event::InitApply(workload("first")));
+        changes.tell(&Event::Init);
+        changes.tell(&Event::InitApply(workload("not in the store yet")));
         changes.tell(&Event::InitDone);
         changes.tell(&Event::Apply(workload("changed")));
         changes.tell(&Event::Delete(workload("gone")));
-        for name in ["first", "changed", "gone"] {
+        for name in ["everything", "changed", "gone"] {
             assert_eq!(concerned.next().await, Some(image(name)));
         }
         (0..=CHANNEL).for_each(|_| changes.tell(&Event::Apply(workload("many"))));
         assert_eq!(concerned.next().await, Some(image("everything")));
         assert_eq!(concerned.next().await, Some(image("many")));
+        assert!(changes.read_once().wait().await);
         drop(changes);
         assert_eq!(concerned.count().await, CHANNEL - 1, "what is left is told, and then no more");
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_are_woken() {
+        let changes = Changes::<Workload>::new();
+        let waiting: Vec<_> =
+            (0..3).map(|_| changes.read_once()).map(|read| tokio::spawn(async move { read.wait().await })).collect();
+        tokio::task::yield_now().await;
+        changes.tell(&Event::InitDone);
+        for task in waiting {
+            assert!(task.await.unwrap());
+        }
+        let late = Changes::<Workload>::new().read_once();
+        assert!(!late.wait().await, "who would have told is gone");
     }
 }

@@ -11,7 +11,7 @@ use crate::context::Context;
 /// What is declared on this node, by the cgroups that it is declared for. Waits until all of it is known.
 pub async fn budgets(ctx: &Context) -> Budgets {
     // Fails only when the agent ends.
-    let _ = ctx.stores.resource_limits.wait_until_ready().await;
+    ctx.stores.resource_limits_read.wait().await;
     let known = ctx.stores.resource_limits.state();
     let is_here =
         |limit: &ResourceLimit| limit.spec.node_selector.as_ref().is_none_or(|s| s.matches(&ctx.settings.node_labels));

@@ -20,10 +20,9 @@ use crate::names;
 
 /// Looks after the start and at every audit, until `stop`.
 pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
-    let ready = async { ctx.stores.workloads.wait_until_ready().await.is_ok() };
     tokio::select! {
         // Cancel-safe: we are leaving.
-        ready = ready => if !ready { return },
+        read = ctx.stores.workloads_read.wait() => if !read { return },
         () = stop.cancelled() => return,
     }
     let mut tick = tokio::time::interval(ctx.settings.audit);
