@@ -300,6 +300,7 @@ async fn advance(
     let mut history = revisions::History::clone(&update.history);
     match update::judge(desired, observed, progress) {
         update::Verdict::Good => {
+            update.failed = None;
             let before = update.history.last().map(|last| last.number);
             let is_new = history.record(present(), object.spec.revision_history_limit);
             update.history = ctx.histories.put(uid, history).await.map_err(Error::Revisions)?;
