@@ -109,6 +109,10 @@ fn one(
         return Ok(());
     };
     let known = all.iter().position(|figures| figures.name == peer.name());
+    if known.is_none() && round > 1 {
+        // It failed in an earlier round.
+        return Ok(());
+    }
     let mut figures = known.map_or_else(Figures::default, |at| std::mem::take(&mut all[at]));
     figures.name = peer.name().to_owned();
     let peer = peer.as_mut();

@@ -35,10 +35,12 @@ impl Hierarchies {
     }
 
     pub(super) fn ensure(&self, path: &CgroupPath, limits: &Limits) -> Result<Option<Excess>, Error> {
-        let mut is_new = true;
+        let is_new = CONTROLLERS
+            .iter()
+            .chain(&["hugetlb"])
+            .all(|controller| self.group(controller, path).is_none_or(|group| !group.dir.exists()));
         for controller in CONTROLLERS {
             let Some(group) = self.group(controller, path) else { continue };
-            is_new &= !group.dir.exists();
             match controller {
                 "cpuset" => make_cpuset(&self.root.join(controller), path)?,
                 _ => std::fs::create_dir_all(&group.dir).map_err(group.error("making it".to_owned()))?,

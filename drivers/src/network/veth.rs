@@ -260,14 +260,13 @@ impl Node {
 
     /// The last part: frees the addresses. An attachment that was made again meanwhile is left alone.
     pub(super) fn end_detach(&mut self, sandbox: &SandboxId, networks: Vec<NetworkKey>) -> Result<(), Error> {
-        for network in networks {
-            let key = (sandbox.clone(), network);
-            if self.leaving.remove(&key) {
-                self.forget_place(&key)?;
-            }
-        }
+        let mut gone = networks.into_iter().map(|network| (sandbox.clone(), network));
+        let outcome = gone.try_for_each(|key| match self.leaving.remove(&key) {
+            true => self.forget_place(&key),
+            false => Ok(()),
+        });
         self.publish_names();
-        Ok(())
+        outcome
     }
 
     /// All of it at once, to undo an attachment that failed.
