@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{CWD, Mode};
 use tokio::net::unix::pipe;
 
+use super::super::input::Placeholder;
 use super::super::session::Streams;
 use crate::ids::ContainerId;
 
@@ -43,6 +44,8 @@ pub(super) struct Fifos {
 #[derive(Default)]
 pub(super) struct Ends {
     pub(super) stdin: Option<pipe::Sender>,
+    /// A reader of the input in the shim's place.
+    pub(super) placeholder: Option<Placeholder>,
     pub(super) stdout: Option<pipe::Receiver>,
     pub(super) stderr: Option<pipe::Receiver>,
 }
@@ -105,7 +108,8 @@ impl Fifos {
         self.open(true)
     }
 
-    /// Opens our ends once the shim has its own, so that the end of one side is seen by the other.
+    /// Opens our ends once the shim has its own ends of the outputs, so that the end of one side is seen by the other.
+    /// For its end of the input there is a placeholder.
     pub(super) fn open_late(&self) -> io::Result<Ends> {
         self.open(false)
     }
@@ -118,8 +122,11 @@ impl Fifos {
             false => options.open_receiver(path).map(Some),
         };
         let stdin = self.stdin();
-        let stdin = if stdin.is_empty() { None } else { Some(options.open_sender(stdin)?) };
-        let ends = Ends { stdin, stdout: receiver(self.stdout())?, stderr: receiver(self.stderr())? };
+        let (stdin, placeholder) = match stdin.is_empty() {
+            true => (None, None),
+            false => (Some(options.open_sender(&stdin)?), Some(Placeholder::open(Path::new(&stdin))?)),
+        };
+        let ends = Ends { stdin, placeholder, stdout: receiver(self.stdout())?, stderr: receiver(self.stderr())? };
         if both_ways {
             use std::os::fd::AsFd as _;
             let pipes = [&ends.stdout, &ends.stderr].into_iter().flatten().map(|pipe| pipe.as_fd());

@@ -123,9 +123,10 @@ impl Exec {
         };
         let guard = abandoned.clone().drop_guard();
         let session = Session {
-            stdin: ends
-                .stdin
-                .map(|pipe| Box::new(PipeInput::ending(pipe, tty, input_ended.clone().drop_guard())) as Input),
+            stdin: ends.stdin.map(|pipe| {
+                let input = PipeInput::ending(pipe, tty, input_ended.clone().drop_guard());
+                Box::new(input.relieving(ends.placeholder.clone())) as Input
+            }),
             stdout: output(ends.stdout),
             stderr: output(ends.stderr),
             resize: tty.then_some(resize),
@@ -143,6 +144,7 @@ impl Exec {
         drop(reading);
         tokio::spawn(async move {
             let code = self.see_through(input_ended, sizes, abandoned, tty).await;
+            drop(ends.placeholder);
             let _ = exit.send(code);
             wait_for_readers(read).await;
             self.delete(fifos, RETRIES).await;
