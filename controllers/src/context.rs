@@ -18,7 +18,7 @@ use nodelet_crds::workload::Workload;
 use nodelet_drivers::cgroups::Cgroups;
 use nodelet_drivers::images::Images;
 use nodelet_drivers::network::Networks;
-use nodelet_drivers::runtime::Runtime;
+use nodelet_drivers::runtime::{CREATIONS_PER_CPU, Runtime};
 use nodelet_drivers::sandbox::Sandboxes;
 use nodelet_drivers::volumes::Volumes;
 use serde::Serialize;
@@ -167,7 +167,7 @@ pub struct Context {
     pub written: Written,
     /// Images in doubt.
     pub(crate) image_checks: ImageChecks,
-    /// How many containers may be created at once.
+    /// Turns at creating and starting a container.
     pub starts: Semaphore,
     /// Hooks under way; finished before the agent ends.
     pub tasks: TaskTracker,
@@ -213,7 +213,7 @@ impl Context {
             probers,
             written: Written::default(),
             image_checks,
-            starts: Semaphore::new(2 * parallel),
+            starts: Semaphore::new(CREATIONS_PER_CPU * parallel),
             tasks: TaskTracker::new(),
             recorder,
         })

@@ -65,7 +65,7 @@ mod tests;
 mod users;
 mod view;
 
-pub use containerd::{ContainerdRuntime, Options};
+pub use containerd::{CREATIONS_PER_CPU, ContainerdRuntime, Options};
 pub use session::{Input, Output, Program, Session, Streams, TerminalSize};
 
 /// What went wrong while talking to the runtime.

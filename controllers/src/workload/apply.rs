@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kube::runtime::events::EventType;
@@ -118,8 +119,9 @@ use start::Start;
 
 /// Executes `plan` for `desired`.
 pub async fn apply(ctx: &Arc<Context>, object: &Workload, desired: &Arc<Desired>, plan: &Plan) -> Result<(), Error> {
+    let applier = Applier { ctx, object, desired, has_cgroup: AtomicBool::new(false) };
     for step in &plan.steps {
-        Applier { ctx, object, desired }.step(step).await?;
+        applier.step(step).await?;
         passed("a step of a plan");
     }
     Ok(())
@@ -129,6 +131,8 @@ struct Applier<'a> {
     ctx: &'a Arc<Context>,
     object: &'a Workload,
     desired: &'a Arc<Desired>,
+    /// The workload's cgroup is known to be there.
+    has_cgroup: AtomicBool,
 }
 
 impl Applier<'_> {
@@ -145,7 +149,10 @@ impl Applier<'_> {
                 self.ctx.written.forget_container(id);
                 Ok(())
             }
-            Step::Teardown { id } => teardown(self.ctx, id).await,
+            Step::Teardown { id } => {
+                self.has_cgroup.store(false, Ordering::Relaxed);
+                teardown(self.ctx, id).await
+            }
             Step::EnsureSandbox => self.ensure_sandbox().await,
             Step::Attach { network } => self.attach(network).await.map(|_| ()),
             Step::Detach { network } => self
@@ -299,9 +306,13 @@ impl Applier<'_> {
     }
 
     async fn ensure_cgroup(&self) -> Result<(), Error> {
+        if self.has_cgroup.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let (cgroups, path) = (self.ctx.drivers.cgroups.clone(), self.desired.cgroup.clone());
         crate::blocking(move || cgroups.ensure(&path, &Limits::default())).await.map_err(Error::Cgroup)?;
         passed("making the cgroup of a workload");
+        self.has_cgroup.store(true, Ordering::Relaxed);
         Ok(())
     }
 

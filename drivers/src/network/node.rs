@@ -246,7 +246,7 @@ impl Node {
         let gateways = if spec.dns.enabled { spec.subnets.iter().map(ipam::gateway).collect() } else { Vec::new() };
         self.name_server.listen(&spec.key, &gateways).map_err(|refusal| Error::Io {
             doing: format!(
-                "listening on {} port 53 to answer names (another name server may have it: let it listen on its own                  addresses only, or set dns.enabled to false)",
+                "listening on {} port 53 to answer names (another name server may have it: let it listen on its own addresses only, or set dns.enabled to false)",
                 refusal.address
             ),
             source: refusal.source,

@@ -24,6 +24,11 @@ use crate::containerd::Containerd;
 use crate::ids::{CgroupPath, ContainerId, SandboxId};
 use crate::volumes::SnapshotMount;
 
+/// Containers that are made at a time, for each CPU of the node. A creation is a row of short processes, which wait for
+/// one another: with two to a CPU 100 starts take a tenth longer, with eight no less than with four
+/// (docs/decisions/0016).
+pub const CREATIONS_PER_CPU: usize = 4;
+
 /// How containers are run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -88,7 +93,7 @@ pub(super) struct Shared {
     pub(super) shims: Shims,
     pub(super) anchors: anchors::Keeper,
     pub(super) suspects: orphans::Suspects,
-    /// Creations are CPU-bound; more at a time than this only makes each of them late.
+    /// See [`CREATIONS_PER_CPU`].
     pub(super) creating: Semaphore,
     /// The same of programs in containers: without a bound, probes of a node that cannot keep up pile up for ever.
     pub(super) execs_starting: Semaphore,
@@ -146,7 +151,7 @@ impl ContainerdRuntime {
             exits: Exits::default(),
             known: Known::default(),
             oci_runtime: tokio::sync::OnceCell::new(),
-            creating: Semaphore::new(cpus * 2),
+            creating: Semaphore::new(cpus * CREATIONS_PER_CPU),
             execs_starting: Semaphore::new(cpus * 2),
             sees_processes: tokio::sync::OnceCell::new(),
             execs: exec::Live::default(),

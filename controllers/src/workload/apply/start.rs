@@ -46,8 +46,7 @@ impl Applier<'_> {
     async fn start_unchecked(&self, start: &Start<'_>) -> Result<(), Error> {
         let failed = |doing| move |source| Error::Runtime { container: start.wish.name.clone(), doing, source };
         let spec = self.container_spec(start).await?;
-        // More than this at once only makes each of them slower.
-        let _permit = self.ctx.starts.acquire().await;
+        let permit = self.ctx.starts.acquire().await;
         let runtime = &self.ctx.drivers.runtime;
         if let Err(error) = runtime.create(&spec).await {
             // What is half made has a record; it is cleared now if that works, else by the next pass.
@@ -59,6 +58,8 @@ impl Applier<'_> {
         }
         passed("the creation of a container");
         let started = runtime.start(&spec.id).await;
+        // A hook may take long, and starts nothing.
+        drop(permit);
         let refreshed = self.ctx.containers.refresh(&spec.id).await;
         let Started { pid } = started.map_err(failed("starting"))?;
         refreshed.map_err(failed("reading"))?;
