@@ -24,9 +24,8 @@ use crate::containerd::Containerd;
 use crate::ids::{CgroupPath, ContainerId, SandboxId};
 use crate::volumes::SnapshotMount;
 
-/// Containers that are made at a time, for each CPU of the node. A creation is a row of short processes, which wait for
-/// one another: with two to a CPU 100 starts take a tenth longer, with eight no less than with four
-/// (docs/decisions/0016).
+/// Containers that are made at a time, for each CPU of the node: with two, 100 starts take longer, and with more hardly
+/// less (docs/decisions/0016).
 pub const CREATIONS_PER_CPU: usize = 4;
 
 /// How containers are run.
@@ -95,7 +94,7 @@ pub(super) struct Shared {
     pub(super) suspects: orphans::Suspects,
     /// See [`CREATIONS_PER_CPU`].
     pub(super) creating: Semaphore,
-    /// The same of programs in containers: without a bound, probes of a node that cannot keep up pile up for ever.
+    /// Programs are started two at a time for each CPU: without a bound, probes of a node that cannot keep up pile up for ever.
     pub(super) execs_starting: Semaphore,
     /// See [`Shared::watch`].
     sees_processes: tokio::sync::OnceCell<bool>,

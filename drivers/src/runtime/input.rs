@@ -1,88 +1,132 @@
 //! What a client writes to, on its way into the pipe of a program.
 
+use std::future::poll_fn;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use tokio::io::AsyncWrite;
 use tokio::net::unix::pipe;
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::DropGuard;
 
 /// Ctrl-D, which a terminal takes for the end of input.
 const END_OF_INPUT: u8 = 4;
+/// How soon it is looked again for a reader, at first and at last.
+const PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The writing end of a program's input.
 pub(super) struct PipeInput {
-    pipe: Option<pipe::Sender>,
+    pipe: End,
     /// `shutdown` types the end of input.
     types_end: bool,
     /// Whoever has to be told that this end is closed.
     open: Option<DropGuard>,
-    /// A reader of ours, until the shim is one, and how many bytes were written meanwhile.
-    placeholder: Option<(Placeholder, u64)>,
+}
+
+/// How far a writing end is.
+pub(super) enum End {
+    Unread(Unread),
+    Open(pipe::Sender),
+    Closed,
+}
+
+/// A writing end of a named pipe that perhaps nobody reads from yet.
+///
+/// The shim opens the input of an exec in the background, and may do so after its start has returned (`copyPipes` in
+/// containerd's cmd/containerd-shim-runc-v2/process/io.go). Until then a write would fail, what was written would be
+/// lost with the last end, and an end would never be seen: whoever opens a pipe to read waits for a writer (fifo(7)).
+pub(super) struct Unread {
+    pipe: OwnedFd,
+    pause: Duration,
+    paused: Pin<Box<Sleep>>,
+}
+
+impl Unread {
+    /// Opens the named pipe at `path`: for reading as well if it shall have a reader, else while it has one.
+    pub(super) fn open(path: &Path, both_ways: bool) -> io::Result<Self> {
+        let access = if both_ways { OFlags::RDWR } else { OFlags::WRONLY };
+        let pipe = rustix::fs::open(path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { pipe, pause: PAUSE, paused: Box::pin(sleep(PAUSE)) })
+    }
+
+    /// Waits until somebody reads. One who has stopped to read is not told from one who has not begun, so this may
+    /// wait as long as the program runs.
+    pub(super) async fn reader(&mut self) {
+        poll_fn(|cx| self.poll_reader(cx)).await;
+    }
+
+    fn poll_reader(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.has_reader() {
+            ready!(self.paused.as_mut().poll(cx));
+            self.pause = LONGEST_PAUSE.min(self.pause * 2);
+            self.paused.as_mut().reset(Instant::now() + self.pause);
+        }
+        Poll::Ready(())
+    }
+
+    /// A pipe that can be written to and has no reader is in error (pipe_poll in fs/pipe.c).
+    fn has_reader(&self) -> bool {
+        let mut pipe = [PollFd::new(&self.pipe, PollFlags::OUT)];
+        poll(&mut pipe, Some(&Timespec::default())).is_ok() && !pipe[0].revents().contains(PollFlags::ERR)
+    }
+}
+
+impl AsFd for Unread {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+}
+
+impl From<Unread> for End {
+    fn from(pipe: Unread) -> Self {
+        Self::Unread(pipe)
+    }
+}
+
+impl From<pipe::Sender> for End {
+    fn from(pipe: pipe::Sender) -> Self {
+        Self::Open(pipe)
+    }
 }
 
 impl PipeInput {
     /// Input that goes on when this end is closed: a container's, which others may attach to later.
     pub(super) fn lasting(pipe: pipe::Sender) -> Self {
-        Self { pipe: Some(pipe), types_end: false, open: None, placeholder: None }
+        Self { pipe: pipe.into(), types_end: false, open: None }
     }
 
     /// Input that ends with this: of a program on a `tty` by Ctrl-D, of others by whoever `open` tells, since the shim
     /// holds an end of the pipe too.
-    pub(super) fn ending(pipe: pipe::Sender, tty: bool, open: DropGuard) -> Self {
-        Self { pipe: Some(pipe), types_end: tty, open: Some(open), placeholder: None }
+    pub(super) fn ending(pipe: impl Into<End>, tty: bool, open: DropGuard) -> Self {
+        Self { pipe: pipe.into(), types_end: tty, open: Some(open) }
     }
 
-    /// Lets `placeholder` go as soon as the shim has read something.
-    pub(super) fn relieving(self, placeholder: Option<Placeholder>) -> Self {
-        Self { placeholder: placeholder.map(|placeholder| (placeholder, 0)), ..self }
-    }
-}
-
-/// A reading end of a program's input that nobody reads from, until the shim has opened its own.
-///
-/// The shim opens the input of an exec in the background, and may do so after the start has returned (`copyPipes` in
-/// containerd's cmd/containerd-shim-runc-v2/process/io.go: `fifo.OpenFifo` with `O_NONBLOCK`). Without any reader a
-/// write fails, and what was written is lost with the last end (pipe(7)).
-#[derive(Debug, Clone)]
-pub(super) struct Placeholder(Arc<Mutex<Option<OwnedFd>>>);
-
-impl Placeholder {
-    /// Opens the named pipe at `path`.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let pipe = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self(Arc::new(Mutex::new(Some(pipe)))))
-    }
-
-    /// Closes it if somebody has read of the `written` bytes; whether it is closed.
-    fn yield_to_reader(&self, written: u64) -> bool {
-        let mut pipe = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if pipe.as_ref().and_then(|pipe| rustix::io::ioctl_fionread(pipe).ok()).is_none_or(|unread| unread < written) {
-            *pipe = None;
+    /// The pipe, once there is a reader. Only then is it tokio's: one that was without is taken for closed for ever.
+    fn poll_pipe(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&mut pipe::Sender>> {
+        if let End::Unread(unread) = &mut self.pipe {
+            ready!(unread.poll_reader(cx));
         }
-        pipe.is_none()
+        self.pipe = match std::mem::replace(&mut self.pipe, End::Closed) {
+            End::Unread(Unread { pipe, .. }) => End::Open(pipe::Sender::from_owned_fd(pipe)?),
+            end => end,
+        };
+        match &mut self.pipe {
+            End::Open(pipe) => Poll::Ready(Ok(pipe)),
+            _ => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
     }
 }
 
 impl AsyncWrite for PipeInput {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Self { pipe: Some(pipe), placeholder, .. } = &mut *self else {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        };
-        // After it, a write fails when the program stops to read.
-        if placeholder.as_ref().is_some_and(|(placeholder, written)| placeholder.yield_to_reader(*written)) {
-            *placeholder = None;
-        }
-        let written = ready!(Pin::new(pipe).poll_write(cx, bytes))?;
-        if let Some((_, all)) = placeholder {
-            *all += written as u64;
-        }
-        Poll::Ready(Ok(written))
+        Pin::new(ready!(self.poll_pipe(cx))?).poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -90,12 +134,10 @@ impl AsyncWrite for PipeInput {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.types_end
-            && let Some(pipe) = &mut self.pipe
-        {
-            ready!(Pin::new(pipe).poll_write(cx, &[END_OF_INPUT]))?;
+        if self.types_end && !matches!(self.pipe, End::Closed) {
+            ready!(Pin::new(ready!(self.poll_pipe(cx))?).poll_write(cx, &[END_OF_INPUT]))?;
         }
-        self.pipe = None;
+        self.pipe = End::Closed;
         self.open = None;
         Poll::Ready(Ok(()))
     }
@@ -104,70 +146,67 @@ impl AsyncWrite for PipeInput {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::fs::OpenOptions;
+    use std::fs::File;
     use std::io::Read as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
+    use std::path::PathBuf;
 
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::task::JoinHandle;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
 
-    /// An input nobody reads from yet, its path, and what keeps it.
-    fn input(directory: &Path) -> (PipeInput, std::path::PathBuf, Placeholder) {
+    /// An input nobody reads from yet, as a started exec has it; its path, a second end, and what tells of its end.
+    fn input(directory: &Path) -> (PipeInput, PathBuf, Unread, CancellationToken) {
         let path = directory.join("stdin");
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
-        let placeholder = Placeholder::open(&path).unwrap();
-        let pipe = pipe::OpenOptions::new().open_sender(&path).unwrap();
-        let open = CancellationToken::new().drop_guard();
-        (PipeInput::ending(pipe, false, open).relieving(Some(placeholder.clone())), path, placeholder)
+        let early = Unread::open(&path, true).unwrap();
+        let (pipe, keeper) = (Unread::open(&path, false).unwrap(), Unread::open(&path, false).unwrap());
+        drop(early);
+        let ended = CancellationToken::new();
+        (PipeInput::ending(pipe, false, ended.clone().drop_guard()), path, keeper, ended)
+    }
+
+    /// Reads as the shim does: it opens the pipe when it gets round to it, and waits for a writer then.
+    fn late_reader(path: PathBuf) -> JoinHandle<Vec<u8>> {
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(50)).await;
+            let reading = tokio::task::spawn_blocking(|| {
+                let mut read = Vec::new();
+                File::open(path).unwrap().read_to_end(&mut read).unwrap();
+                read
+            });
+            reading.await.unwrap()
+        })
     }
 
     #[tokio::test]
-    async fn what_is_written_waits_for_a_reader_that_comes_late() {
-        let directory = tempfile::tempdir().unwrap();
-        let (mut input, path, placeholder) = input(directory.path());
-        input.write_all(b"a line\n").await.unwrap();
-        input.shutdown().await.unwrap();
-        drop(input);
-        // Not with tokio: a reader that comes after the last writer is never told of the end (pipe_poll in fs/pipe.c).
-        let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
-        drop(placeholder);
-        let mut read = String::new();
-        reader.read_to_string(&mut read).unwrap();
-        assert_eq!(read, "a line\n");
+    async fn a_reader_that_comes_late_gets_everything_and_its_end() {
+        let large: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
+        for sent in [&[][..], b"a line\n", &large] {
+            let directory = tempfile::tempdir().unwrap();
+            let (mut input, path, mut keeper, ended) = input(directory.path());
+            let reader = late_reader(path);
+            input.write_all(sent).await.unwrap();
+            input.shutdown().await.unwrap();
+            ended.cancelled().await;
+            keeper.reader().await;
+            drop(keeper);
+            assert!(reader.await.unwrap() == sent, "{} bytes", sent.len());
+        }
     }
 
     #[tokio::test]
     async fn a_reader_that_stops_is_noticed() {
         let directory = tempfile::tempdir().unwrap();
-        let (mut input, path, _placeholder) = input(directory.path());
-        input.write_all(&[7; 100]).await.unwrap();
-        let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
-        input.write_all(&[7; 100]).await.unwrap();
-        reader.read_exact(&mut [0; 5]).await.unwrap();
-        drop(reader);
-        let error = input.write_all(&[7; 100]).await.unwrap_err();
+        let (mut input, path, _keeper, _) = input(directory.path());
+        let reader = std::thread::spawn(move || File::open(path).unwrap().read_exact(&mut [0; 5]).unwrap());
+        let error = loop {
+            if let Err(error) = input.write_all(&[7; 10_000]).await {
+                break error;
+            }
+        };
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
-    }
-
-    #[tokio::test]
-    async fn a_full_pipe_is_no_obstacle() {
-        let directory = tempfile::tempdir().unwrap();
-        let (mut input, path, placeholder) = input(directory.path());
-        let sent: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
-        let mut read = Vec::new();
-        let writing = async {
-            input.write_all(&sent).await.unwrap();
-            input.shutdown().await.unwrap();
-        };
-        let reading = async {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            let mut reader = pipe::OpenOptions::new().open_receiver(&path).unwrap();
-            reader.read_to_end(&mut read).await.unwrap();
-        };
-        tokio::join!(writing, reading);
-        drop(placeholder);
-        assert_eq!(read, sent);
+        reader.join().unwrap();
     }
 }

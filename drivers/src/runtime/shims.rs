@@ -24,7 +24,7 @@ pub(super) use anchor::{Anchor, Ready};
 pub(super) struct Shims {
     /// Sandboxes to a shim; 0 gives each its own.
     pool: usize,
-    /// Containers that are made at a time, for which there should be as many shims with room.
+    /// Shims with room that there should be, so that creations go on side by side.
     at_once: usize,
     /// Containers that are being made or wait for their turn.
     demand: AtomicUsize,
@@ -186,7 +186,7 @@ impl Shim {
 struct Wish<'a> {
     sandbox: &'a SandboxId,
     pool: usize,
-    /// Of those that wait, who may be made at a time.
+    /// The same, if so many wait.
     at_once: usize,
     /// Containers that wait for a place, this one included.
     waiting: usize,
@@ -196,7 +196,7 @@ struct Wish<'a> {
 impl Wish<'_> {
     /// Containers of a sandbox stay together. A new sandbox goes where least is being made, so that creations go on
     /// side by side, and there where fewest are. There are as many shims as all who are and who wait need, and with
-    /// room as many as are made at a time.
+    /// room as many as [`Shims::at_once`].
     fn choose(&self, shims: &HashMap<String, Shim>) -> String {
         let open: Vec<(&String, &Shim)> = shims.iter().filter(|(_, shim)| shim.is_open(self.anchored)).collect();
         if let Some((name, _)) = open.iter().find(|(_, shim)| shim.sandboxes.contains_key(self.sandbox)) {

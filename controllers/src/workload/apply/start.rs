@@ -58,7 +58,7 @@ impl Applier<'_> {
         }
         passed("the creation of a container");
         let started = runtime.start(&spec.id).await;
-        // A hook may take long, and starts nothing.
+        // A hook may take long, and makes no container.
         drop(permit);
         let refreshed = self.ctx.containers.refresh(&spec.id).await;
         let Started { pid } = started.map_err(failed("starting"))?;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{CWD, Mode};
 use tokio::net::unix::pipe;
 
-use super::super::input::Placeholder;
+use super::super::input::Unread;
 use super::super::session::Streams;
 use crate::ids::ContainerId;
 
@@ -43,9 +43,9 @@ pub(super) struct Fifos {
 /// Our ends.
 #[derive(Default)]
 pub(super) struct Ends {
-    pub(super) stdin: Option<pipe::Sender>,
-    /// A reader of the input in the shim's place.
-    pub(super) placeholder: Option<Placeholder>,
+    pub(super) stdin: Option<Unread>,
+    /// A second one, so that the input does not end before the shim reads it.
+    pub(super) keeper: Option<Unread>,
     pub(super) stdout: Option<pipe::Receiver>,
     pub(super) stderr: Option<pipe::Receiver>,
 }
@@ -108,8 +108,7 @@ impl Fifos {
         self.open(true)
     }
 
-    /// Opens our ends once the shim has its own ends of the outputs, so that the end of one side is seen by the other.
-    /// For its end of the input there is a placeholder.
+    /// Opens our ends once the shim has those of the outputs, so that the end of one side is seen by the other.
     pub(super) fn open_late(&self) -> io::Result<Ends> {
         self.open(false)
     }
@@ -122,11 +121,16 @@ impl Fifos {
             false => options.open_receiver(path).map(Some),
         };
         let stdin = self.stdin();
-        let (stdin, placeholder) = match stdin.is_empty() {
-            true => (None, None),
-            false => (Some(options.open_sender(&stdin)?), Some(Placeholder::open(Path::new(&stdin))?)),
+        let input = || match stdin.is_empty() {
+            true => Ok(None),
+            false => Unread::open(Path::new(&stdin), both_ways).map(Some),
         };
-        let ends = Ends { stdin, placeholder, stdout: receiver(self.stdout())?, stderr: receiver(self.stderr())? };
+        let ends = Ends {
+            stdin: input()?,
+            keeper: input()?,
+            stdout: receiver(self.stdout())?,
+            stderr: receiver(self.stderr())?,
+        };
         if both_ways {
             use std::os::fd::AsFd as _;
             let pipes = [&ends.stdout, &ends.stderr].into_iter().flatten().map(|pipe| pipe.as_fd());

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::super::containerd::Shared;
-use super::super::input::PipeInput;
+use super::super::input::{PipeInput, Unread};
 use super::super::session::{Input, Output, Program, Session, TerminalSize};
 use super::super::{Error, create, record};
 use super::fifos::{Ends, Fifos};
@@ -29,6 +29,8 @@ use crate::ids::ContainerId;
 const HANGS_UP_WITHIN: Duration = Duration::from_secs(5);
 /// How long a killed program may take to disappear.
 const DIES_WITHIN: Duration = Duration::from_secs(10);
+/// How long the shim may need to open a program's input.
+const READS_WITHIN: Duration = Duration::from_secs(10);
 /// While containerd restarts, it is asked again this often, so many times.
 const RETRY: Duration = Duration::from_millis(250);
 const RETRIES: u32 = 120;
@@ -123,10 +125,9 @@ impl Exec {
         };
         let guard = abandoned.clone().drop_guard();
         let session = Session {
-            stdin: ends.stdin.map(|pipe| {
-                let input = PipeInput::ending(pipe, tty, input_ended.clone().drop_guard());
-                Box::new(input.relieving(ends.placeholder.clone())) as Input
-            }),
+            stdin: ends
+                .stdin
+                .map(|pipe| Box::new(PipeInput::ending(pipe, tty, input_ended.clone().drop_guard())) as Input),
             stdout: output(ends.stdout),
             stderr: output(ends.stderr),
             resize: tty.then_some(resize),
@@ -143,8 +144,7 @@ impl Exec {
         // Else the channel would never end.
         drop(reading);
         tokio::spawn(async move {
-            let code = self.see_through(input_ended, sizes, abandoned, tty).await;
-            drop(ends.placeholder);
+            let code = self.see_through((input_ended, ends.keeper), sizes, abandoned, tty).await;
             let _ = exit.send(code);
             wait_for_readers(read).await;
             self.delete(fifos, RETRIES).await;
@@ -155,13 +155,18 @@ impl Exec {
     /// Waits for the program's end, and does meanwhile what its streams ask for.
     async fn see_through(
         &self,
-        input_ended: CancellationToken,
+        (input_ended, mut keeper): (CancellationToken, Option<Unread>),
         mut sizes: watch::Receiver<TerminalSize>,
         abandoned: CancellationToken,
         tty: bool,
     ) -> Result<u32, Error> {
         let input = async {
             input_ended.cancelled().await;
+            // An end before that would be missed. A program that closed its input is waited for in vain.
+            if let Some(keeper) = &mut keeper {
+                let _ = tokio::time::timeout(READS_WITHIN, keeper.reader()).await;
+            }
+            drop(keeper);
             // A terminal whose input is closed goes away, with what the program still prints.
             if !tty {
                 self.close_input().await;
