@@ -150,8 +150,8 @@ mod tests {
     use std::io::Read as _;
     use std::path::PathBuf;
 
+    use futures::FutureExt as _;
     use tokio::io::AsyncWriteExt as _;
-    use tokio::task::JoinHandle;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -167,32 +167,28 @@ mod tests {
         (PipeInput::ending(pipe, false, ended.clone().drop_guard()), path, keeper, ended)
     }
 
-    /// Reads as the shim does: it opens the pipe when it gets round to it, and waits for a writer then.
-    fn late_reader(path: PathBuf) -> JoinHandle<Vec<u8>> {
-        tokio::spawn(async move {
-            sleep(Duration::from_millis(50)).await;
-            let reading = tokio::task::spawn_blocking(|| {
-                let mut read = Vec::new();
-                File::open(path).unwrap().read_to_end(&mut read).unwrap();
-                read
-            });
-            reading.await.unwrap()
-        })
-    }
-
     #[tokio::test]
     async fn a_reader_that_comes_late_gets_everything_and_its_end() {
         let large: Vec<u8> = (0..1_000_000u32).map(|n| n as u8).collect();
         for sent in [&[][..], b"a line\n", &large] {
             let directory = tempfile::tempdir().unwrap();
             let (mut input, path, mut keeper, ended) = input(directory.path());
-            let reader = late_reader(path);
-            input.write_all(sent).await.unwrap();
-            input.shutdown().await.unwrap();
-            ended.cancelled().await;
-            keeper.reader().await;
-            drop(keeper);
-            assert!(reader.await.unwrap() == sent, "{} bytes", sent.len());
+            let sending = async move {
+                input.write_all(sent).await.unwrap();
+                input.shutdown().await.unwrap();
+                ended.cancelled().await;
+                keeper.reader().await;
+            };
+            tokio::pin!(sending);
+            assert!(sending.as_mut().now_or_never().is_none(), "nobody reads yet");
+            // As the shim does: it waits for a writer.
+            let reading = tokio::task::spawn_blocking(|| {
+                let mut read = Vec::new();
+                File::open(path).unwrap().read_to_end(&mut read).unwrap();
+                read
+            });
+            sending.await;
+            assert!(reading.await.unwrap() == sent, "{} bytes", sent.len());
         }
     }
 
