@@ -5,30 +5,28 @@ pub(crate) const LINE_LIMIT: usize = 16 << 10;
 /// Room for the rest of a line and one read.
 const BUFFER: usize = 4 * LINE_LIMIT;
 
-/// The unfinished line of one stream. Its buffer is taken from the kernel when first written to.
+/// The unfinished line of one stream. Most containers say little at a time: of the buffer, only the pages that a read
+/// has reached are ever taken from the kernel, which is why nothing clears it.
 #[derive(Debug, Default)]
 pub(crate) struct Framing {
+    /// What was read and is not yet emitted.
     buffer: Vec<u8>,
-    filled: usize,
 }
 
 impl Framing {
-    /// Where to read to: at least three times [`LINE_LIMIT`].
-    pub(crate) fn space(&mut self) -> &mut [u8] {
-        if self.buffer.is_empty() {
-            self.buffer = vec![0; BUFFER];
-        }
-        &mut self.buffer[self.filled..]
+    /// Where the next bytes are appended: it has room for at least three times [`LINE_LIMIT`].
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
+        self.buffer.reserve_exact(BUFFER - self.buffer.len());
+        &mut self.buffer
     }
 
-    /// `read` bytes were put into [`Framing::space`]: gives every line that is now whole, and every part of a line
+    /// `read` bytes were appended to [`Framing::buffer`]: gives every line that is now whole, and every part of a line
     /// that is longer than `limit`, to `emit`; the flag says whether the line ends there.
     pub(crate) fn advance(&mut self, read: usize, limit: usize, mut emit: impl FnMut(bool, &[u8])) {
         // What was left from before holds no newline, so it is not searched again.
-        let mut searched = self.filled;
-        self.filled += read;
+        let mut searched = self.buffer.len() - read;
         let mut start = 0;
-        while let Some(length) = crate::sys::find_newline(&self.buffer[searched..self.filled]) {
+        while let Some(length) = crate::sys::find_newline(&self.buffer[searched..]) {
             let end = searched + length;
             while end - start > limit {
                 emit(false, &self.buffer[start..start + limit]);
@@ -38,18 +36,19 @@ impl Framing {
             start = end + 1;
             searched = start;
         }
-        while self.filled - start > limit {
+        while self.buffer.len() - start > limit {
             emit(false, &self.buffer[start..start + limit]);
             start += limit;
         }
-        self.buffer.copy_within(start..self.filled, 0);
-        self.filled -= start;
+        self.buffer.drain(..start);
     }
 
-    /// What is left of the last line, if anything.
-    pub(crate) fn take_rest(&mut self) -> Option<&[u8]> {
-        let length = std::mem::take(&mut self.filled);
-        (length > 0).then(|| &self.buffer[..length])
+    /// Gives what is left of the last line, if anything, to `emit`.
+    pub(crate) fn take_rest(&mut self, emit: impl FnOnce(&[u8])) {
+        if !self.buffer.is_empty() {
+            emit(&self.buffer);
+            self.buffer.clear();
+        }
     }
 }
 
@@ -64,12 +63,10 @@ mod tests {
         let mut keep =
             |full, line: &[u8]| out.push(format!("{}:{}", if full { 'F' } else { 'P' }, String::from_utf8_lossy(line)));
         for chunk in input.chunks(piece) {
-            framing.space()[..chunk.len()].copy_from_slice(chunk);
+            framing.buffer().extend_from_slice(chunk);
             framing.advance(chunk.len(), limit, &mut keep);
         }
-        if let Some(rest) = framing.take_rest() {
-            keep(true, rest);
-        }
+        framing.take_rest(|rest| keep(true, rest));
         out
     }
 

@@ -26,7 +26,7 @@ mod sys;
 mod timestamp;
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -129,7 +129,7 @@ fn run(mut sources: [Option<Source>; 2], terminate: &File, mut input: Option<Hel
 impl Source {
     /// One read, and the records it completes. `false`: the stream has ended.
     fn copy_once(&mut self, sink: &mut Sink) -> bool {
-        let read = match self.pipe.read(self.framing.space()) {
+        let read = match sys::read(&self.pipe, self.framing.buffer()) {
             Ok(read) => read,
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => return true,
             // A terminal's last reader gets EIO where a pipe's gets the end.
@@ -141,18 +141,14 @@ impl Source {
         }
         let (stream, limit) = (self.stream, sink.line_limit());
         self.framing.advance(read, limit, |full, line| sink.record(stream, full, line));
-        if sink.writes_unfinished_lines()
-            && let Some(part) = self.framing.take_rest()
-        {
-            sink.record(stream, false, part);
+        if sink.writes_unfinished_lines() {
+            self.framing.take_rest(|part| sink.record(stream, false, part));
         }
         true
     }
 
     /// Whatever came without a newline at the end.
     fn end(&mut self, sink: &mut Sink) {
-        if let Some(line) = self.framing.take_rest() {
-            sink.record(self.stream, true, line);
-        }
+        self.framing.take_rest(|line| sink.record(self.stream, true, line));
     }
 }

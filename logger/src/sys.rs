@@ -48,6 +48,17 @@ pub(crate) fn poll<const N: usize>(files: [Option<&File>; N], timeout: Option<Du
     entries.map(|entry| entry.revents != 0)
 }
 
+/// Appends to `buffer` what one read gives, as long as it has room; nothing else in it is touched.
+pub(crate) fn read(file: &File, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    let room = buffer.spare_capacity_mut();
+    // SAFETY: the kernel writes within the room, whose length is given.
+    let read = unsafe { libc::read(file.as_raw_fd(), room.as_mut_ptr().cast(), room.len()) };
+    let read = usize::try_from(read).map_err(|_negative| io::Error::last_os_error())?;
+    // SAFETY: so many bytes behind the old end have just been written.
+    unsafe { buffer.set_len(buffer.len() + read) };
+    Ok(read)
+}
+
 /// Position of the first newline. The C library's search is several times faster than a loop over bytes.
 pub(crate) fn find_newline(bytes: &[u8]) -> Option<usize> {
     // SAFETY: reads only within the slice; the result is null or points into it.
