@@ -31,7 +31,8 @@ const ROOM_AGAIN: Duration = Duration::from_secs(15);
 /// A controller over all objects of a kind, woken by changes of what is wanted: a status that we write ourselves is no
 /// reason to look again, and must not outrun a back-off.
 ///
-/// What the watch tells goes to the [`Changes`] as well, all of it.
+/// What the watch tells goes to the [`Changes`] as well, all of it; without the managed fields, which are much of a
+/// Workload's memory and concern the API server only. An object from the store is for patches, never for a replacement.
 pub fn controller<K>(client: &Client) -> (Controller<K>, Changes<K>)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
@@ -41,6 +42,7 @@ where
     let told = changes.clone();
     let wanted = watcher(Api::all(client.clone()), watcher::Config::default())
         .default_backoff()
+        .modify(|object: &mut K| object.meta_mut().managed_fields = None)
         .reflect(writer)
         .inspect_ok(move |event| told.tell(event))
         .applied_objects()
