@@ -67,6 +67,11 @@ pub enum Error {
 }
 
 async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Error> {
+    // Before all have been read, nobody knows who uses it and what others declare.
+    if !(ctx.stores.resource_limits_read.wait().await && ctx.stores.workloads_read.wait().await) {
+        // The agent stops.
+        return Ok(Outcome::Settled);
+    }
     let selected = object.spec.node_selector.as_ref().is_none_or(|s| s.matches(&ctx.settings.node_labels));
     let namespace = object.namespace().unwrap_or_default();
     let deleting = object.metadata.deletion_timestamp.is_some();
@@ -100,7 +105,7 @@ async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Err
             return Ok(Outcome::Again(std::time::Duration::from_secs(2)));
         }
         let cgroups = ctx.drivers.cgroups.clone();
-        let declared = realtime::budgets(ctx).await;
+        let declared = realtime::budgets(ctx);
         let removed = crate::blocking(move || remove_if_empty(&*cgroups, &path, &declared)).await?;
         if !removed {
             // A workload that was moved elsewhere is still on its way out.
@@ -118,7 +123,7 @@ async fn pass(ctx: &Arc<Context>, object: &ResourceLimit) -> Result<Outcome, Err
     }
     let cgroups = ctx.drivers.cgroups.clone();
     let at = path.clone();
-    let mut declared = realtime::budgets(ctx).await;
+    let mut declared = realtime::budgets(ctx);
     declared.remove(&at);
     declared.extend(realtime::declared(object).map(|budget| (at.clone(), budget)));
     let (excess, stat) = crate::blocking(move || {

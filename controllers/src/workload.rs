@@ -63,6 +63,11 @@ impl Reconciler for Workloads {
         if object.spec.node_name.as_deref().is_some_and(|node| node != ctx.settings.node_name) {
             return Ok(Outcome::Settled);
         }
+        // Before all ResourceLimits have been read, nobody knows what they declare for its cgroup.
+        if !ctx.stores.resource_limits_read.wait().await {
+            // The agent stops.
+            return Ok(Outcome::Settled);
+        }
         pass(ctx, object).await
     }
 

@@ -8,10 +8,9 @@ use nodelet_drivers::ids::CgroupPath;
 use super::MAX_DEPTH;
 use crate::context::Context;
 
-/// What is declared on this node, by the cgroups that it is declared for. Waits until all of it is known.
-pub async fn budgets(ctx: &Context) -> Budgets {
-    // Fails only when the agent ends.
-    ctx.stores.resource_limits_read.wait().await;
+/// What is declared on this node, by the cgroups that it is declared for. Only for passes that began after all
+/// ResourceLimits had been read: a cgroup whose declaration is unknown would be taken its time.
+pub fn budgets(ctx: &Context) -> Budgets {
     let known = ctx.stores.resource_limits.state();
     let is_here =
         |limit: &ResourceLimit| limit.spec.node_selector.as_ref().is_none_or(|s| s.matches(&ctx.settings.node_labels));

@@ -319,7 +319,7 @@ impl Applier<'_> {
     /// Gives the cgroup of the workload the time that is declared for real-time processes of its containers.
     async fn divide_realtime(&self) -> Result<(), Error> {
         let (cgroups, path) = (self.ctx.drivers.cgroups.clone(), self.desired.cgroup.clone());
-        let (least, declared) = (self.desired.realtime(), resource_limit::realtime::budgets(self.ctx).await);
+        let (least, declared) = (self.desired.realtime(), resource_limit::realtime::budgets(self.ctx));
         crate::blocking(move || cgroups.divide_realtime(&path, least, &declared)).await.map_err(Error::Realtime)
     }
 
@@ -444,7 +444,7 @@ pub async fn teardown(ctx: &Context, id: &SandboxId) -> Result<(), Error> {
         source,
     })?;
     let (cgroups, sandbox) = (drivers.cgroups.clone(), id.clone());
-    let declared = resource_limit::realtime::budgets(ctx).await;
+    let declared = resource_limit::realtime::budgets(ctx);
     crate::blocking(move || remove_cgroups(&*cgroups, &sandbox, &declared)).await.map_err(Error::Cgroup)?;
     passed("removing the cgroup of a workload");
     drivers.sandboxes.remove(id).await.map_err(Error::Sandbox)?;

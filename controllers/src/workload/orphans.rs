@@ -20,9 +20,10 @@ use crate::names;
 
 /// Looks after the start and at every audit, until `stop`.
 pub async fn run(ctx: Arc<Context>, stop: CancellationToken) {
+    let read = async { ctx.stores.workloads_read.wait().await && ctx.stores.resource_limits_read.wait().await };
     tokio::select! {
         // Cancel-safe: we are leaving.
-        read = ctx.stores.workloads_read.wait() => if !read { return },
+        read = read => if !read { return },
         () = stop.cancelled() => return,
     }
     let mut tick = tokio::time::interval(ctx.settings.audit);

@@ -31,7 +31,7 @@ pub(super) struct PipeInput {
 }
 
 /// How far a writing end is.
-pub(super) enum End {
+enum End {
     Unread(Unread),
     Open(pipe::Sender),
     Closed,
@@ -39,8 +39,9 @@ pub(super) enum End {
 
 /// A writing end of a named pipe that perhaps nobody reads from yet.
 ///
-/// The shim opens the input of an exec in the background, and may do so after its start has returned (`copyPipes` in
-/// containerd's cmd/containerd-shim-runc-v2/process/io.go). Until then a write would fail, what was written would be
+/// The shim opens the input of an exec, and of a container with a terminal, in the background, and may do so after its
+/// start has returned (`copyPipes` in containerd's cmd/containerd-shim-runc-v2/process/io.go; a terminal's is opened
+/// without waiting, which github.com/containerd/fifo does in a goroutine). Until then a write would fail, what was written would be
 /// lost with the last end, and an end would never be seen: whoever opens a pipe to read waits for a writer (fifo(7)).
 pub(super) struct Unread {
     pipe: OwnedFd,
@@ -54,6 +55,12 @@ impl Unread {
         let access = if both_ways { OFlags::RDWR } else { OFlags::WRONLY };
         let pipe = rustix::fs::open(path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self { pipe, pause: PAUSE, paused: Box::pin(sleep(PAUSE)) })
+    }
+
+    /// Opens the named pipe at `path` to write to it, whether or not it has a reader yet.
+    pub(super) fn writer(path: &Path) -> io::Result<Self> {
+        let _reader_for_a_moment = Self::open(path, true)?;
+        Self::open(path, false)
     }
 
     /// Waits until somebody reads. One who has stopped to read is not told from one who has not begun, so this may
@@ -84,28 +91,16 @@ impl AsFd for Unread {
     }
 }
 
-impl From<Unread> for End {
-    fn from(pipe: Unread) -> Self {
-        Self::Unread(pipe)
-    }
-}
-
-impl From<pipe::Sender> for End {
-    fn from(pipe: pipe::Sender) -> Self {
-        Self::Open(pipe)
-    }
-}
-
 impl PipeInput {
     /// Input that goes on when this end is closed: a container's, which others may attach to later.
-    pub(super) fn lasting(pipe: pipe::Sender) -> Self {
-        Self { pipe: pipe.into(), types_end: false, open: None }
+    pub(super) fn lasting(pipe: Unread) -> Self {
+        Self { pipe: End::Unread(pipe), types_end: false, open: None }
     }
 
     /// Input that ends with this: of a program on a `tty` by Ctrl-D, of others by whoever `open` tells, since the shim
     /// holds an end of the pipe too.
-    pub(super) fn ending(pipe: impl Into<End>, tty: bool, open: DropGuard) -> Self {
-        Self { pipe: pipe.into(), types_end: tty, open: Some(open) }
+    pub(super) fn ending(pipe: Unread, tty: bool, open: DropGuard) -> Self {
+        Self { pipe: End::Unread(pipe), types_end: tty, open: Some(open) }
     }
 
     /// The pipe, once there is a reader. Only then is it tokio's: one that was without is taken for closed for ever.
@@ -160,9 +155,7 @@ mod tests {
     fn input(directory: &Path) -> (PipeInput, PathBuf, Unread, CancellationToken) {
         let path = directory.join("stdin");
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
-        let early = Unread::open(&path, true).unwrap();
-        let (pipe, keeper) = (Unread::open(&path, false).unwrap(), Unread::open(&path, false).unwrap());
-        drop(early);
+        let (pipe, keeper) = (Unread::writer(&path).unwrap(), Unread::writer(&path).unwrap());
         let ended = CancellationToken::new();
         (PipeInput::ending(pipe, false, ended.clone().drop_guard()), path, keeper, ended)
     }

@@ -13,9 +13,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use tokio::net::unix::pipe;
-
 use super::containerd::Options;
+use super::input::Unread;
 use super::{Error, exec};
 use crate::failpoint::passed;
 use crate::ids::ContainerId;
@@ -91,14 +90,14 @@ pub(super) fn list(run_dir: &Path) -> Vec<ContainerId> {
 }
 
 /// Opens the input to write to the container's program.
-pub(super) fn open(run_dir: &Path, id: &ContainerId) -> io::Result<pipe::Sender> {
+pub(super) fn open(run_dir: &Path, id: &ContainerId) -> io::Result<Unread> {
     let path = directory(run_dir, id);
     let path = if path.is_dir() { path.join(INPUT) } else { path };
-    pipe::OpenOptions::new().open_sender(path)
+    Unread::writer(&path)
 }
 
 /// Opens the input for its only user.
-pub(super) fn take(run_dir: &Path, id: &ContainerId) -> io::Result<pipe::Sender> {
+pub(super) fn take(run_dir: &Path, id: &ContainerId) -> io::Result<Unread> {
     let directory = directory(run_dir, id);
     let taken = directory.join(TAKEN);
     match std::fs::rename(directory.join(INPUT), &taken) {
@@ -106,7 +105,7 @@ pub(super) fn take(run_dir: &Path, id: &ContainerId) -> io::Result<pipe::Sender>
             Err(io::Error::new(error.kind(), "it is used once (stdinOnce), and was"))
         }
         Err(error) => Err(error),
-        Ok(()) => pipe::OpenOptions::new().open_sender(taken),
+        Ok(()) => Unread::writer(&taken),
     }
 }
 
