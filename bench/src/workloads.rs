@@ -41,10 +41,17 @@ pub(crate) struct Options {
     /// Starts of one container, and deaths of one, in a round.
     #[arg(long, default_value_t = 15)]
     singles: usize,
-    /// How long to look at a node that has nothing to do, in seconds.
+    /// How long to look at a node that has nothing to do, in seconds; 0 to measure times only.
     #[arg(long, default_value_t = 20)]
     steady: u64,
-    /// Tools to leave out, by the beginning of their names in the table.
+    /// How long containers are left alone after their start before the node counts as at rest, in seconds. A revision is
+    /// recorded as good ten seconds after it, and a shim gives memory that it has freed back every thirty.
+    #[arg(long, default_value_t = 40)]
+    rest: u64,
+    /// Workloads to a shim where shims are pooled.
+    #[arg(long, default_value_t = 20)]
+    shim_pool: usize,
+    /// Tools to leave out, by their names in the table.
     #[arg(long, value_delimiter = ',')]
     without: Vec<String>,
     /// Use containerd 2.x instead of the distribution's, with what drives containerd.
@@ -55,14 +62,11 @@ pub(crate) struct Options {
     output: Option<PathBuf>,
 }
 
-/// How long after their start containers are left alone before a node counts as at rest, in seconds.
-const SETTLES: &str = "15";
-
 /// How nodelet is set up in turn.
 const SETUPS: [Setup; 3] = [
-    Setup { name: "nodelet", shim_pool: 0, crun: false },
-    Setup { name: "nodelet with 20 to a shim", shim_pool: 20, crun: false },
-    Setup { name: "nodelet with 20 to a shim and crun", shim_pool: 20, crun: true },
+    Setup { name: "nodelet", pooled: false, crun: false },
+    Setup { name: "nodelet with pooled shims", pooled: true, crun: false },
+    Setup { name: "nodelet with pooled shims and crun", pooled: true, crun: true },
 ];
 
 /// Measures all tools and prints the table.
@@ -73,7 +77,7 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     let mut all = Vec::new();
     for round in 1..=options.rounds {
         for setup in &SETUPS {
-            one(options, round, setup.name, || Nodelet::start(setup, release), &mut all)?;
+            one(options, round, setup.name, || Nodelet::start(setup, options.shim_pool, release), &mut all)?;
         }
         one(options, round, "ctr", || Ctr::start(release), &mut all)?;
         if !options.containerd_2 {
@@ -117,7 +121,9 @@ fn one(
     figures.name = peer.name().to_owned();
     let peer = peer.as_mut();
     let measured = times(peer, options, &mut figures)
-        .and_then(|()| if round == options.rounds { needs(peer, options, &mut figures) } else { Ok(()) })
+        .and_then(|()| {
+            if round == options.rounds && options.steady > 0 { needs(peer, options, &mut figures) } else { Ok(()) }
+        })
         .with_context(|| format!("measuring {name}"));
     match (measured, known) {
         // A peer that cannot do it on this machine does not cost the figures of all the others; nodelet has to.
@@ -174,13 +180,13 @@ fn needs(peer: &mut dyn Peer, options: &Options, figures: &mut Figures) -> Resul
     let most = options.counts.iter().max().copied().unwrap_or(1);
     let steady = Duration::from_secs(options.steady);
     timed_up(peer, most, Load::Nothing)?;
-    figures.loaded = at_rest(peer)?.memory()?;
+    figures.loaded = at_rest(peer, options)?.memory()?;
     figures.steady = Some(peer.steady(steady)?);
     peer.down()?;
     for (load, into) in [(Load::Exec, &mut figures.exec_probes), (Load::Http, &mut figures.http_probes)] {
         if peer.can(load) {
             timed_up(peer, most, load)?;
-            *into = Some(at_rest(peer)?.steady(steady)?);
+            *into = Some(at_rest(peer, options)?.steady(steady)?);
             eprintln!("{}: probed {load:?}: {into:?}", figures.name);
             peer.down()?;
         }
@@ -188,9 +194,9 @@ fn needs(peer: &mut dyn Peer, options: &Options, figures: &mut Figures) -> Resul
     Ok(())
 }
 
-/// Waits until what follows a start is over: a revision is recorded as good ten seconds after it.
-fn at_rest(peer: &mut dyn Peer) -> Result<&mut dyn Peer> {
-    peer.node().namespaces.run(["sleep", SETTLES])?;
+/// Waits until what follows a start is over.
+fn at_rest<'a>(peer: &'a mut dyn Peer, options: &Options) -> Result<&'a mut dyn Peer> {
+    peer.node().namespaces.run(["sleep", &options.rest.to_string()])?;
     Ok(peer)
 }
 

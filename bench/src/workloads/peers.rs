@@ -75,8 +75,8 @@ pub(crate) trait Peer {
 /// How nodelet is configured.
 pub(crate) struct Setup {
     pub(crate) name: &'static str,
-    /// Workloads to a shim, 0 for a shim each.
-    pub(crate) shim_pool: usize,
+    /// Several Workloads to a shim instead of a shim each.
+    pub(crate) pooled: bool,
     /// crun instead of runc.
     pub(crate) crun: bool,
 }
@@ -91,14 +91,14 @@ pub(crate) struct Nodelet {
 const WORKLOADS: &str = "/apis/nodelet.dev/v1alpha1/namespaces/default/workloads";
 
 impl Nodelet {
-    pub(crate) fn start(setup: &Setup, release: Release) -> Result<Option<Box<dyn Peer>>> {
+    pub(crate) fn start(setup: &Setup, pool: usize, release: Release) -> Result<Option<Box<dyn Peer>>> {
         let crun = ["/usr/bin/crun", "/usr/local/bin/crun"].into_iter().find(|path| PathBuf::from(path).exists());
         if setup.crun && crun.is_none() {
             return Ok(None);
         }
         let Some(mut node) = Node::without_agent("bench-nodelet", release)? else { return Ok(None) };
         let config = fs::read_to_string(node.config())?.replace("logLevel: debug", "logLevel: info");
-        let mut runtime = format!("runtime: {{shimPool: {}, ", setup.shim_pool);
+        let mut runtime = format!("runtime: {{shimPool: {}, ", if setup.pooled { pool } else { 0 });
         if let Some(crun) = crun.filter(|_| setup.crun) {
             runtime += &format!("ociRuntime: {crun}, ");
         }
