@@ -14,7 +14,7 @@ use super::{Key, Stored};
 /// Changes kept, for watchers that reconnect as for those that read slowly, and the memory they may hold. A watcher
 /// that falls behind further than this is cut off.
 const KEPT: usize = 2048;
-const KEPT_BYTES: usize = 2 << 20;
+const KEPT_BYTES: usize = 4 << 20;
 /// What a watcher takes at once. It is all that a watcher holds which does not read.
 const TAKEN_BYTES: usize = 64 << 10;
 
