@@ -49,7 +49,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 40)]
     rest: u64,
     /// Workloads to a shim where shims are pooled.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 50)]
     shim_pool: usize,
     /// Tools to leave out, by their names in the table.
     #[arg(long, value_delimiter = ',')]
@@ -72,6 +72,7 @@ const SETUPS: [Setup; 3] = [
 /// Measures all tools and prints the table.
 #[allow(clippy::print_stdout, clippy::print_stderr)] // a program that prints a table
 pub(crate) fn measure(options: &Options) -> Result<()> {
+    ensure!(options.steady > 0 || options.output.is_none(), "--steady 0 measures too little for --output");
     let release = if options.containerd_2 { Release::V2 } else { Release::System };
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let mut all = Vec::new();

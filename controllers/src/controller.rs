@@ -31,14 +31,14 @@ const ROOM_AGAIN: Duration = Duration::from_secs(15);
 /// A controller over all objects of a kind, woken by changes of what is wanted: a status that we write ourselves is no
 /// reason to look again, and must not outrun a back-off.
 ///
-/// What the watch tells goes to the [`Changes`] as well, all of it; without the managed fields, which are much of a
-/// Workload's memory and concern the API server only. An object from the store is for patches, never for a replacement.
-pub fn controller<K>(client: &Client) -> (Controller<K>, Changes<K>)
+/// What the watch tells goes to the [`Changes`] as well: everything but the managed fields, which are much of a Workload's
+/// memory and concern the API server only. An object from the store is for patches, never for a replacement.
+pub fn controller<K>(client: &Client, stop: &CancellationToken) -> (Controller<K>, Changes<K>)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
     let (reader, writer) = reflector::store();
-    let changes = Changes::new();
+    let changes = Changes::new(stop.clone());
     let told = changes.clone();
     let wanted = watcher(Api::all(client.clone()), watcher::Config::default())
         .default_backoff()

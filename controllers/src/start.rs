@@ -75,11 +75,11 @@ pub async fn run(
     }
 
     let every = watcher::Config::default;
-    let (workloads, workload_changes) = controller::controller::<Workload>(&client);
-    let (images, image_changes) = controller::controller::<Image>(&client);
-    let (networks, network_changes) = controller::controller::<Network>(&client);
-    let (volumes, volume_changes) = controller::controller::<Volume>(&client);
-    let (limits, limit_changes) = controller::controller::<ResourceLimit>(&client);
+    let (workloads, workload_changes) = controller::controller::<Workload>(&client, &shutdown);
+    let (images, image_changes) = controller::controller::<Image>(&client, &shutdown);
+    let (networks, network_changes) = controller::controller::<Network>(&client, &shutdown);
+    let (volumes, volume_changes) = controller::controller::<Volume>(&client, &shutdown);
+    let (limits, limit_changes) = controller::controller::<ResourceLimit>(&client, &shutdown);
 
     let pulls = Pulls::new(drivers.images.clone(), settings.collector.clone(), shutdown.clone());
     let containers = ContainerCache::new(drivers.runtime.clone());

@@ -7,6 +7,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher::Event;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// How many changes a controller may be behind before it looks at everything.
 const CHANNEL: usize = 256;
@@ -16,34 +17,43 @@ const CHANNEL: usize = 256;
 pub struct Changes<K> {
     sender: broadcast::Sender<Option<Arc<K>>>,
     read: watch::Sender<bool>,
+    stop: CancellationToken,
 }
 
 impl<K> Clone for Changes<K> {
     fn clone(&self) -> Self {
-        Self { sender: self.sender.clone(), read: self.read.clone() }
+        Self { sender: self.sender.clone(), read: self.read.clone(), stop: self.stop.clone() }
     }
 }
 
 /// Tells when all objects of a kind have been read once. Any number of tasks may wait for it; kube's
 /// `Store::wait_until_ready` wakes the last of them only.
 #[derive(Clone)]
-pub struct ReadOnce(watch::Receiver<bool>);
+pub struct ReadOnce {
+    read: watch::Receiver<bool>,
+    stop: CancellationToken,
+}
 
 impl ReadOnce {
     /// Waits for it; `false` when the agent stops before.
     pub async fn wait(&self) -> bool {
-        self.0.clone().wait_for(|read| *read).await.is_ok()
+        let mut read = self.read.clone();
+        tokio::select! {
+            // Cancel-safe: both only wait.
+            read = read.wait_for(|read| *read) => read.is_ok(),
+            () = self.stop.cancelled() => false,
+        }
     }
 }
 
 impl<K: Clone + Send + Sync + 'static> Changes<K> {
-    pub(super) fn new() -> Self {
-        Self { sender: broadcast::Sender::new(CHANNEL), read: watch::Sender::new(false) }
+    pub(super) fn new(stop: CancellationToken) -> Self {
+        Self { sender: broadcast::Sender::new(CHANNEL), read: watch::Sender::new(false), stop }
     }
 
     /// To wait for the first of them.
     pub fn read_once(&self) -> ReadOnce {
-        ReadOnce(self.read.subscribe())
+        ReadOnce { read: self.read.subscribe(), stop: self.stop.clone() }
     }
 
     pub(super) fn tell(&self, event: &Event<K>) {
@@ -99,7 +109,7 @@ mod tests {
 
     #[tokio::test]
     async fn changes_are_told_and_who_cannot_be_told_looks_at_everything() {
-        let changes = Changes::<Workload>::new();
+        let changes = Changes::<Workload>::new(CancellationToken::new());
         let workload = |name: &str| Workload::new(name, Default::default());
         let image = |name: &str| ObjectRef::<Image>::new(name);
         // Nobody listens yet.
@@ -125,7 +135,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_who_wait_are_woken() {
-        let changes = Changes::<Workload>::new();
+        let changes = Changes::<Workload>::new(CancellationToken::new());
         let waiting: Vec<_> =
             (0..3).map(|_| changes.read_once()).map(|read| tokio::spawn(async move { read.wait().await })).collect();
         tokio::task::yield_now().await;
@@ -133,7 +143,11 @@ mod tests {
         for task in waiting {
             assert!(task.await.unwrap());
         }
-        let late = Changes::<Workload>::new().read_once();
+        let late = Changes::<Workload>::new(CancellationToken::new()).read_once();
         assert!(!late.wait().await, "who would have told is gone");
+        let stop = CancellationToken::new();
+        let unread = Changes::<Workload>::new(stop.clone());
+        stop.cancel();
+        assert!(!unread.read_once().wait().await, "the agent stops");
     }
 }

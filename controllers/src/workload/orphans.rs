@@ -1,8 +1,8 @@
 //! Clears away what belongs to no Workload any more: the store was restored from an older backup, or an object was
 //! removed by force while the agent was away.
 //!
-//! Acts only after the API's Workloads and the node's containers have both been read in full, and only on things
-//! whose Workload the API denies when asked once more. If not a single Workload is known although the node is full
+//! Acts only after the API's Workloads and ResourceLimits and the node's containers have been read in full, and only on
+//! things whose Workload the API denies when asked once more. If not a single Workload is known although the node is full
 //! of them, the store is suspected, not the node: nothing is removed, and it is said.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -24,6 +24,10 @@ use crate::logs::{LogReader, Options, Source};
 /// While containerd restarts, it is asked again this often.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// How long the shim may take to open both ends of a terminal's input. Were we its only writer, our end would be the
+/// console's: the shim closes it at the end of its input (`CopyConsole` in cmd/containerd-shim-runc-v2/manager of containerd).
+const OPENS_WITHIN: Duration = Duration::from_secs(10);
+
 /// See [`super::Runtime::attach`].
 pub(super) async fn attach(shared: Arc<Shared>, id: &ContainerId, streams: Streams) -> Result<Session, Error> {
     let spec = record::journal(&shared, id).await?.spec;
@@ -87,6 +91,13 @@ pub(super) async fn attach(shared: Arc<Shared>, id: &ContainerId, streams: Strea
 /// The input of the container, which ends with this if it is to be used once.
 fn open_input(shared: &Arc<Shared>, spec: &ContainerSpec) -> std::io::Result<PipeInput> {
     let run_dir = &shared.options.run_dir;
+    if spec.tty {
+        let keeper = stdin::open(run_dir, &spec.id)?;
+        tokio::spawn(async move {
+            tokio::time::sleep(OPENS_WITHIN).await;
+            drop(keeper);
+        });
+    }
     if !spec.stdin_once {
         return Ok(PipeInput::lasting(stdin::open(run_dir, &spec.id)?));
     }

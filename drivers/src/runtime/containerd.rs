@@ -141,7 +141,7 @@ impl ContainerdRuntime {
         let (anchors, words) = anchors::Keeper::new();
         let shared = Arc::new(Shared {
             containerd,
-            shims: Shims::new(options.shim_pool, cpus * 2),
+            shims: Shims::new(options.shim_pool, cpus + 1),
             anchors,
             suspects: orphans::Suspects::default(),
             options,

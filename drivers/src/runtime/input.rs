@@ -39,10 +39,10 @@ enum End {
 
 /// A writing end of a named pipe that perhaps nobody reads from yet.
 ///
-/// The shim opens the input of an exec, and of a container with a terminal, in the background, and may do so after its
-/// start has returned (`copyPipes` in containerd's cmd/containerd-shim-runc-v2/process/io.go; a terminal's is opened
-/// without waiting, which github.com/containerd/fifo does in a goroutine). Until then a write would fail, what was written would be
-/// lost with the last end, and an end would never be seen: whoever opens a pipe to read waits for a writer (fifo(7)).
+/// The shim opens the input of an exec in the background, and may do so after its start has returned (`copyPipes` in
+/// containerd's cmd/containerd-shim-runc-v2/process/io.go); that of a container with a terminal too. Until then a write
+/// would fail, what was written would be lost with the last end, and an end would never be seen: whoever opens a pipe to
+/// read waits for a writer (fifo(7)).
 pub(super) struct Unread {
     pipe: OwnedFd,
     pause: Duration,

@@ -19,15 +19,12 @@ mod anchor;
 
 pub(super) use anchor::{Anchor, Ready};
 
-/// Containers that wait for each shim with room before another one is worth its memory and its start.
-const QUEUE: usize = 4;
-
 /// Who is in which shim, by the shim's name.
 #[derive(Debug)]
 pub(super) struct Shims {
     /// Sandboxes to a shim; 0 gives each its own.
     pool: usize,
-    /// Shims with room that there should be, so that creations go on side by side, if enough wait: see [`QUEUE`].
+    /// Shims with room that there should be, so that creations go on side by side.
     at_once: usize,
     /// Containers that are being made or wait for their turn.
     demand: AtomicUsize,
@@ -117,8 +114,7 @@ impl Shims {
         // Who is being made is in a shim already.
         let creating: usize = shims.values().map(|shim| shim.creating).sum();
         let waiting = self.demand.load(Ordering::Relaxed).saturating_sub(creating).max(1);
-        let wish =
-            Wish { sandbox, pool: self.pool, at_once: self.at_once.min(waiting.div_ceil(QUEUE)), waiting, anchored };
+        let wish = Wish { sandbox, pool: self.pool, at_once: self.at_once.min(waiting), waiting, anchored };
         let name = wish.choose(&shims);
         let shim = shims.entry(name.clone()).or_default();
         if anchored && shim.anchor.is_none() {
@@ -190,7 +186,7 @@ impl Shim {
 struct Wish<'a> {
     sandbox: &'a SandboxId,
     pool: usize,
-    /// Shims with room that there should be, for those who wait.
+    /// The same, if so many wait.
     at_once: usize,
     /// Containers that wait for a place, this one included.
     waiting: usize,

@@ -44,24 +44,6 @@ fn many_at_once_get_shims_for_all_and_go_on_side_by_side() {
 }
 
 #[test]
-fn a_few_that_wait_are_no_reason_for_another_shim() {
-    for (waiting, shims_for_them) in [(1, 1), (5, 1), (6, 2), (8, 2), (13, 3), (20, 4), (21, 4), (100, 5)] {
-        let shims = Shims::new(20, 4);
-        let mut demands: Vec<_> = (0..waiting).map(|_| shims.demand()).collect();
-        let mut places = Vec::new();
-        for n in 0..waiting {
-            places.push(shims.join(&container(&format!("c{n}")), &sandbox(n), &group(), true));
-            if places.len() == 8 {
-                // Not in the order in which they began.
-                places.swap_remove(n * 5 % 8);
-                demands.pop();
-            }
-        }
-        assert_eq!(shims.lock().len(), shims_for_them, "{waiting} wait");
-    }
-}
-
-#[test]
 fn one_after_the_other_fills_a_shim_before_the_next() {
     let shims = Shims::new(5, 4);
     for n in 0..12 {
