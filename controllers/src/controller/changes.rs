@@ -39,7 +39,8 @@ impl ReadOnce {
     pub async fn wait(&self) -> bool {
         let mut read = self.read.clone();
         tokio::select! {
-            // Cancel-safe: both only wait.
+            // Cancel-safe: both only wait. What has been read stays read while the agent stops.
+            biased;
             read = read.wait_for(|read| *read) => read.is_ok(),
             () = self.stop.cancelled() => false,
         }
@@ -146,8 +147,12 @@ mod tests {
         let late = Changes::<Workload>::new(CancellationToken::new()).read_once();
         assert!(!late.wait().await, "who would have told is gone");
         let stop = CancellationToken::new();
-        let unread = Changes::<Workload>::new(stop.clone());
+        let changes = Changes::<Workload>::new(stop.clone());
         stop.cancel();
-        assert!(!unread.read_once().wait().await, "the agent stops");
+        assert!(!changes.read_once().wait().await, "the agent stops");
+        changes.tell(&Event::InitDone);
+        for _ in 0..100 {
+            assert!(changes.read_once().wait().await, "passes under way are finished");
+        }
     }
 }
