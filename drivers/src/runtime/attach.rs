@@ -24,8 +24,9 @@ use crate::logs::{LogReader, Options, Source};
 /// While containerd restarts, it is asked again this often.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// How long the shim may take to open both ends of a terminal's input. Were we its only writer, our end would be the
-/// console's: the shim closes it at the end of its input (`CopyConsole` in cmd/containerd-shim-runc-v2/manager of containerd).
+/// How long the shim may take to open its two ends of a terminal's input, which it does in the background. Were ours the only
+/// writing end, its close would be the console's: the shim shuts it down at the end of its input (`CopyConsole` in containerd's
+/// cmd/containerd-shim-runc-v2/runc/platform.go).
 const OPENS_WITHIN: Duration = Duration::from_secs(10);
 
 /// See [`super::Runtime::attach`].
@@ -92,6 +93,7 @@ pub(super) async fn attach(shared: Arc<Shared>, id: &ContainerId, streams: Strea
 fn open_input(shared: &Arc<Shared>, spec: &ContainerSpec) -> std::io::Result<PipeInput> {
     let run_dir = &shared.options.run_dir;
     if spec.tty {
+        // Whatever the client does with its own.
         let keeper = stdin::open(run_dir, &spec.id)?;
         tokio::spawn(async move {
             tokio::time::sleep(OPENS_WITHIN).await;
