@@ -45,8 +45,8 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 20)]
     steady: u64,
     /// How long containers are left alone after their start before the node counts as at rest, in seconds. A revision is
-    /// recorded as good ten seconds after it, and a shim gives memory that it has freed back every thirty.
-    #[arg(long, default_value_t = 40)]
+    /// recorded as good ten seconds after it.
+    #[arg(long, default_value_t = 20)]
     rest: u64,
     /// Workloads to a shim where shims are pooled.
     #[arg(long, default_value_t = 50)]

@@ -117,11 +117,12 @@ pub(crate) fn section(table: &str, options: &Options, release: Release, load: &s
          sleep: the time is from the command to that line of the last container. One container: {} starts; more: the median\n\
          of {} runs, the tools by turns, each turn on a node of its own. nodelet gives each Workload an address on a bridge, a\n\
          filter of system calls and a log, where shims are pooled {} Workloads to a shim; `ctr` runs four at once, without any\n\
-         of these; podman and docker run four at once on their default bridge. *Death → successor* is from SIGKILL of a container's process to its successor's line, restart policy `always`. The ratio is to the first\n\
+         of these; podman and docker run four at once on their default bridge. *Death → successor* is from SIGKILL\n\
+         of a container's process to its successor's line, restart policy `always`. The ratio is to the first\n\
          row. The load of the machine when it began: {}.\n\n\
          *Own memory* is the tool's own process (PSS), idle and {} s after the start of {} containers; *all beside the\n\
-         applications* adds containerd, shims, monitors and loggers. *Steady* is over {} s with that many containers and nothing to do, in shares\n\
-         of a core; then with a probe of each container every second. These are of the last turn.\n\n{table}\n{}",
+         applications* adds containerd, shims, monitors and loggers. *Steady* is over {} s with that many containers and\n\
+         nothing to do, in shares of a core; then with a probe of each container every second. These are of the last turn.\n\n{table}\n{}",
         mebibytes(kibibytes) / 1024.0,
         options.singles * options.rounds,
         options.runs * options.rounds,

@@ -186,7 +186,7 @@ impl Shim {
 struct Wish<'a> {
     sandbox: &'a SandboxId,
     pool: usize,
-    /// The same, if so many wait.
+    /// [`Shims::at_once`], but no more than wait.
     at_once: usize,
     /// Containers that wait for a place, this one included.
     waiting: usize,
@@ -196,7 +196,7 @@ struct Wish<'a> {
 impl Wish<'_> {
     /// Containers of a sandbox stay together. A new sandbox goes where least is being made, so that creations go on
     /// side by side, and there where fewest are. There are as many shims as all who are and who wait need, and with
-    /// room as many as [`Shims::at_once`].
+    /// room as many as [`Wish::at_once`].
     fn choose(&self, shims: &HashMap<String, Shim>) -> String {
         let open: Vec<(&String, &Shim)> = shims.iter().filter(|(_, shim)| shim.is_open(self.anchored)).collect();
         if let Some((name, _)) = open.iter().find(|(_, shim)| shim.sandboxes.contains_key(self.sandbox)) {
